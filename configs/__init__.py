@@ -1,0 +1,1 @@
+"""Package data: model architectures, recipes, server settings, deployment. Read through importlib.resources."""

@@ -1,0 +1,1 @@
+"""Which of the waiting frames go to the engine now, and the way they go."""

@@ -1,0 +1,1 @@
+"""Results out: REST, WebSocket, Server-Sent Events, snapshots, Prometheus."""

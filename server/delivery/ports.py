@@ -1,0 +1,124 @@
+"""What delivery needs of the rest of the server: the only names through which REST and WebSocket reach it.
+
+`server.runtime.Runtime` implements it; tests give a small fake. All coroutines run on the server's one event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from server.results import Detection, Result
+from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStatus
+
+if TYPE_CHECKING:
+    from server.delivery.hub import Hub
+
+
+class ServerError(Exception):
+    """An answer other than success. Subclasses carry the HTTP status and the stable `code` of problem+json."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class StreamNotFound(ServerError):
+    status, code = 404, "stream_not_found"
+
+
+class StreamExists(ServerError):
+    status, code = 409, "stream_exists"
+
+
+class InvalidField(ServerError):
+    """Bad input that only the runtime can see (a path outside the media folders, an unknown class)."""
+
+    status, code = 422, "invalid_field"
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class NoCapacity(ServerError):
+    status, code = 503, "no_capacity"
+
+
+class Unavailable(ServerError):
+    """The engine is not ready, or did not answer before the deadline."""
+
+    status, code = 503, "unavailable"
+
+
+class NoPicture(ServerError):
+    status, code = 404, "no_picture"
+
+
+class StreamHandle(Protocol):
+    """One stream of the running server."""
+
+    @property
+    def definition(self) -> StreamDefinition: ...
+    def status(self) -> StreamStatus: ...
+    def ledger(self) -> LedgerView: ...
+    def recent(self, limit: int) -> Sequence[Result]:
+        """Newest first, at most `limit` (the server keeps 100)."""
+        ...
+
+
+class ProbeReport(Protocol):
+    """What a dry run found. `ok` false: `reason` and `detail` say why."""
+
+    ok: bool
+    reason: str | None
+    detail: str | None
+    codec: str | None
+    width: int | None
+    height: int | None
+    fps: float | None
+    capacity: bool
+    """Whether the engine has room for another stream at this rate."""
+
+
+class RuntimePort(Protocol):
+    hub: Hub
+
+    @property
+    def streams(self) -> Mapping[str, StreamHandle]: ...
+    async def add_stream(self, definition: StreamDefinition) -> StreamHandle:
+        """Persisted and started; does not wait for the camera. StreamExists, InvalidField, NoCapacity."""
+        ...
+
+    async def update_stream(self, stream_id: str, patch: StreamPatch) -> StreamHandle: ...
+    async def remove_stream(self, stream_id: str) -> None: ...
+    async def probe(self, definition: StreamDefinition) -> ProbeReport: ...
+    async def snapshot(
+        self, stream_id: str, *, annotate: bool = False, max_width: int | None = None, quality: int = 85
+    ) -> bytes:
+        """JPEG of the newest frame; annotated: of the newest frame that has a result. NoPicture."""
+        ...
+
+    async def detect(
+        self,
+        image: bytes,
+        *,
+        confidence: float | None = None,
+        iou: float | None = None,
+        classes: list[str] | None = None,
+    ) -> tuple[int, int, list[Detection], dict[str, float]]:
+        """(width, height, detections, latency_ms). InvalidField('image'), Unavailable."""
+        ...
+
+    def readiness(self) -> tuple[bool, str]:
+        """(ready, reason)"""
+        ...
+
+    @property
+    def model(self) -> Mapping[str, object]:
+        """name, generation, engine, precision, device, why, sha256, input_size, names."""
+        ...

@@ -1,0 +1,70 @@
+"""Shared-memory arenas: the slots through which pixels travel between processes.
+
+An arena is one anonymous memfd, cut into slots of equal size. It lives in no file system, so a container's 64 MB
+`/dev/shm` does not bound it and nothing is left behind after `kill -9`. Its size is sealed: a process that goes wrong
+cannot shrink it and so crash the others with SIGBUS. Pages are only taken once they are written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def slot_bytes(input_size: int) -> int:
+    """Bytes of a slot for frames of at most `input_size` x `input_size` RGB pixels, rounded up to whole pages."""
+    page = mmap.PAGESIZE
+    return -(-input_size * input_size * 3 // page) * page
+
+
+class Arena:
+    """`slots` slots of `slot_bytes` bytes each. `fd` may be sent to other processes, which call `Arena.attach`."""
+
+    def __init__(self, fd: int, slots: int, slot_bytes: int) -> None:
+        self.fd = fd
+        self.slots = slots
+        self.slot_bytes = slot_bytes
+        self._map = mmap.mmap(fd, slots * slot_bytes)
+
+    @classmethod
+    def create(cls, name: str, slots: int, slot_bytes: int) -> Arena:
+        """Make a new arena. `name` is only seen in /proc/PID/maps. Raises OSError when memory or descriptors lack."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, slots * slot_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            return cls(fd, slots, slot_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def attach(cls, fd: int, slots: int, slot_bytes: int) -> Arena:
+        """Map an arena made elsewhere; takes ownership of `fd`. ValueError if the file is smaller than stated."""
+        if os.fstat(fd).st_size < slots * slot_bytes:
+            raise ValueError(f"arena file has {os.fstat(fd).st_size} bytes, not {slots} x {slot_bytes}")
+        return cls(fd, slots, slot_bytes)
+
+    def image(self, slot: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """The (height, width, 3) uint8 RGB view of a slot: no copy. IndexError/ValueError if it does not fit."""
+        if not 0 <= slot < self.slots:
+            raise IndexError(f"slot {slot} of {self.slots}")
+        if height <= 0 or width <= 0 or height * width * 3 > self.slot_bytes:
+            raise ValueError(f"{width}x{height} RGB does not fit a slot of {self.slot_bytes} bytes")
+        return np.ndarray((height, width, 3), np.uint8, buffer=self._map, offset=slot * self.slot_bytes)
+
+    def close(self) -> None:
+        """Give the mapping and the descriptor back. Views that are still alive keep the mapping until they go."""
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # a view is still alive; the mapping goes with it
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
