@@ -30,7 +30,9 @@ class Arena:
         self.fd = fd
         self.slots = slots
         self.slot_bytes = slot_bytes
-        self._map = mmap.mmap(fd, slots * slot_bytes)
+        # numpy keeps its `buffer` object alive but holds no lock on it, so the mapping is never closed by force: it
+        # goes with the last view. (mmap.close() under a living view means a crash at the next access.)
+        self._memory: memoryview | None = memoryview(mmap.mmap(fd, slots * slot_bytes))
 
     @classmethod
     def create(cls, name: str, slots: int, slot_bytes: int) -> Arena:
@@ -57,14 +59,13 @@ class Arena:
             raise IndexError(f"slot {slot} of {self.slots}")
         if height <= 0 or width <= 0 or height * width * 3 > self.slot_bytes:
             raise ValueError(f"{width}x{height} RGB does not fit a slot of {self.slot_bytes} bytes")
-        return np.ndarray((height, width, 3), np.uint8, buffer=self._map, offset=slot * self.slot_bytes)
+        if self._memory is None:
+            raise ValueError("the arena is closed")
+        return np.ndarray((height, width, 3), np.uint8, buffer=self._memory, offset=slot * self.slot_bytes)
 
     def close(self) -> None:
-        """Give the mapping and the descriptor back. Views that are still alive keep the mapping until they go."""
-        try:
-            self._map.close()
-        except BufferError:
-            pass  # a view is still alive; the mapping goes with it
+        """Give the descriptor back, and the mapping as soon as no view is alive. May be called again."""
+        self._memory = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 STREAM_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MASK = "***"
@@ -20,17 +30,54 @@ def _finite(value: float) -> float:
     return value
 
 
+def _printable(value: str) -> str:
+    """No control characters: they would end a header line on the way to the camera, or a path. No lone surrogates:
+    they cannot be stored."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid text") from None
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise ValueError("must not hold control characters")
+    return value
+
+
+def _printable_secret(value: SecretStr) -> SecretStr:
+    _printable(value.get_secret_value())
+    return value
+
+
+def _plain_json(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is stored and given back as JSON must be JSON: json.loads takes NaN and lone surrogates, others do not."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON of finite numbers and valid text, not nested too deeply") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_printable)]
 Finite = Annotated[float, AfterValidator(_finite)]
 Confidence = Annotated[Finite, Field(ge=0, le=1)]
+Shapes = Annotated[list[dict[str, Any]], AfterValidator(_plain_json), Field(max_length=256)]
+Address = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4096), AfterValidator(_printable)
+]
+ADDRESS = "rtsp(s)://, http(s):// or the path of a file below a media folder."
 
 
 class StreamFields(BaseModel):
-    """Settings that may be changed while a stream runs. `None` in a patch means: leave as it is."""
+    """Settings that may be changed while a stream runs. `null` means: the default."""
 
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+    # A validation error must not carry its input: that may be a password. Numbers are numbers, not strings of digits.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, strict=True)
 
-    username: str | None = Field(None, max_length=256, description="User name for the camera (Basic or Digest).")
-    password: SecretStr | None = Field(None, max_length=1024, description="Password for the camera. Never given back.")
+    username: Annotated[Text, Field(max_length=256)] | None = Field(
+        None, description="User name for the camera (Basic or Digest)."
+    )
+    password: Annotated[SecretStr, Field(max_length=1024, strict=False), AfterValidator(_printable_secret)] | None = (
+        Field(None, description="Password for the camera. Never given back.")
+    )
     transport: Literal["tcp", "udp", "auto"] | None = Field(None, description="RTSP transport; auto tries TCP first.")
     rtsp_client: Literal["native", "libav"] | None = Field(
         None, description="native receives RTP itself (exact arrival times, loss by frame); libav is the fall-back."
@@ -39,9 +86,9 @@ class StreamFields(BaseModel):
         None, description="Detect at most so many frames a second."
     )
     confidence: Confidence | None = Field(None, description="Lowest confidence to report (default .25).")
-    class_confidence: dict[str, Confidence] | None = Field(None, description="Lowest confidence of single classes.")
+    class_confidence: dict[Text, Confidence] | None = Field(None, description="Lowest confidence of single classes.")
     iou: Confidence | None = Field(None, description="IoU above which NMS removes a box (default .7).")
-    classes: list[str] | None = Field(None, description="Report these classes only, by name.")
+    classes: list[Text] | None = Field(None, description="Report these classes only, by name.")
     weight: Annotated[Finite, Field(gt=0, le=100)] | None = Field(
         None, description="Share of the engine under overload, relative to other streams (default 1)."
     )
@@ -49,8 +96,8 @@ class StreamFields(BaseModel):
         None, description="A frame older than this is dropped instead of detected (default 500)."
     )
     track: bool | None = Field(None, description="Follow objects over time.")
-    zones: list[dict[str, Any]] | None = Field(None, description="Named polygons.")
-    lines: list[dict[str, Any]] | None = Field(None, description="Named counting lines.")
+    zones: Shapes | None = Field(None, description="Named polygons.")
+    lines: Shapes | None = Field(None, description="Named counting lines.")
     loop: bool | None = Field(None, description="Files: start again at the end.")
     every_frame: bool | None = Field(
         None, description="Files: detect every frame, first in, first out, as fast as it goes."
@@ -59,37 +106,47 @@ class StreamFields(BaseModel):
 
 
 class StreamPatch(StreamFields):
-    """`PATCH /streams/{id}`: only the fields that change."""
+    """`PATCH /streams/{id}`: only the fields that change; `null` goes back to the default."""
 
-    url: str | None = Field(None, max_length=4096, description="A new address for the same stream.")
+    url: Address | None = Field(None, description=f"A new address for the same stream: {ADDRESS}")
+
+    @field_validator("url")
+    @classmethod
+    def _has_address(cls, value: str | None) -> str:
+        """Runs on what was sent only: a stream cannot go back to no address."""
+        if value is None:
+            raise ValueError("must not be null")
+        return value
 
 
 class StreamDefinition(StreamFields):
     """`POST /streams`. User information inside `url` is moved to `username` and `password`."""
 
-    url: str = Field(
-        max_length=4096, min_length=1, description="rtsp(s)://, http(s):// or the path of a file below a media folder."
-    )
-    id: str = Field(
-        default_factory=lambda: secrets.token_hex(4),
-        pattern=STREAM_ID,
-        description="Name of the stream; made up if missing.",
+    url: Address = Field(description=ADDRESS)
+    id: Annotated[str, StringConstraints(strip_whitespace=True, pattern=STREAM_ID)] = Field(
+        default_factory=lambda: secrets.token_hex(4), description="Name of the stream; made up if missing."
     )
 
     @model_validator(mode="after")
     def _split_credentials(self) -> StreamDefinition:
         bare, user, password = split_credentials(self.url)
+        if user is not None and _may_hold_a_password(bare):
+            raise ValueError("url: where the password ends is not clear; write `@` as %40 and `/` as %2F")
         self.url = bare
         if user is not None and self.username is None:
-            self.username = user
+            self.username = _printable(user)
         if password is not None and self.password is None:
-            self.password = SecretStr(password)
+            self.password = SecretStr(_printable(password))
         return self
 
     def patched(self, patch: StreamPatch) -> StreamDefinition:
-        """A new definition with the patch's set fields; validates again."""
-        data = reveal(self) | reveal(patch, exclude_unset=True)
-        return StreamDefinition.model_validate(data)
+        """A new definition with the patch's set fields; validates again. Credentials inside the patch's `url` replace
+        the old ones, unless the patch names others."""
+        data = reveal(self)
+        changes = reveal(patch, exclude_unset=True)
+        if patch.url is not None and split_credentials(patch.url)[1] is not None:
+            data["username"] = data["password"] = None
+        return StreamDefinition.model_validate(data | changes)
 
 
 def reveal(model: StreamFields, **options: Any) -> dict[str, Any]:
@@ -100,46 +157,78 @@ def reveal(model: StreamFields, **options: Any) -> dict[str, Any]:
     return data
 
 
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]|[^\s/?#@:\[\]]+)(?P<port>:\d{1,5})?(?=[/?#]|$)")
+"""A host and perhaps a port, as they stand before a path."""
+_ADDRESS = re.compile(r"\[|\d{1,3}(?:\.\d{1,3}){3}$")
+
+
 def split_credentials(url: str) -> tuple[str, str | None, str | None]:
-    """(url without user information, user, password). A password may hold `@`, `:` and `/` unescaped: the last `@`
-    before the path's host counts. What has no `://` is a path and is returned as it is."""
+    """(url without user information, user, password), both percent-decoded.
+
+    A URL as the standard wants it is read by the standard. People also paste passwords as they are, and those may hold
+    `@`, `:`, `/`, `?` and `#`: where the standard reading gives no host, or a bare word while an IP address or a port
+    stands behind a later `@`, that later `@` ends the password. What has no `://` is a path, returned as it is.
+    """
     match = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", url, re.S)
     if match is None:
         return url, None, None
     scheme, rest = match.groups()
-    at = _last_userinfo_at(rest)
+    at = _end_of_user_information(rest)
     if at < 0:
         return url, None, None
-    userinfo, bare = rest[:at], rest[at + 1 :]
-    user, colon, password = userinfo.partition(":")
-    return f"{scheme}://{bare}", unquote(user), unquote(password) if colon else None
+    user, colon, password = rest[:at].partition(":")
+    return f"{scheme}://{rest[at + 1 :]}", unquote(user), unquote(password) if colon else None
 
 
-def _last_userinfo_at(rest: str) -> int:
-    """Index of the `@` that ends the user information, or -1. An `@` after the host (path, query) does not count."""
-    authority_end = re.search(r"[/?#]", rest)
-    if authority_end is None:
-        return rest.rfind("@")
-    at = rest.rfind("@", 0, authority_end.start())
-    if at >= 0:
-        return at
-    # No `@` before the first slash: an unescaped slash may stand in the password (user:pa/ss@host/path).
-    if ":" in rest[: authority_end.start()] and not re.match(r"^[^:/?#@]*:\d+$", rest[: authority_end.start()]):
-        return rest.rfind("@")
-    return -1
+def _end_of_user_information(rest: str) -> int:
+    """Index of the `@` that ends the user information in what follows `://`, or -1."""
+    authority_end = re.search(r"[/?#]|$", rest)
+    end = authority_end.start() if authority_end else len(rest)
+    standard = rest.rfind("@", 0, end)
+    host = _HOST.match(rest, standard + 1)
+    later = [i for i in range(end, len(rest)) if rest[i] == "@" and _HOST.match(rest, i + 1)]
+    if not later or ":" not in rest[:end]:
+        return standard
+    if host is None:
+        return later[-1]
+    if standard < 0 or host["port"] or "." in host["name"] or host["name"].startswith("["):
+        return standard  # well-formed, so the `@` belongs to the path
+    certain = [i for i in later if _certain(rest, i + 1)]
+    return certain[-1] if certain else standard
+
+
+def _may_hold_a_password(bare: str) -> bool:
+    """A host that is a bare word, and a later `@`: the "host" may well be a piece of the password."""
+    rest = bare.partition("://")[2]
+    host = _HOST.match(rest)
+    return "@" in rest and (host is None or not (host["port"] or "." in host["name"] or host["name"].startswith("[")))
+
+
+def _certain(rest: str, start: int) -> bool:
+    """Whether what begins here can hardly be a path: an IP address, or a host with a port."""
+    host = _HOST.match(rest, start)
+    return host is not None and bool(host["port"] or _ADDRESS.match(host["name"]))
+
+
+_SECRET_NAMES = "pass|pwd|token|secret|key|auth|sig"
+_SECRET_IN_QUERY = re.compile(rf"((?:^|[&;])[^=&;]*(?:{_SECRET_NAMES})[^=&;]*)=[^&;]*", re.I)
+_SECRET_IN_PATH = re.compile(r"((?:pass|pwd)[^=/&_]*)=.*?(?=_(?:channel|stream|user|subtype)|[/&;]|$)", re.I)
+"""Some recorders take `/user=admin_password=xyz_channel=1_stream=0.sdp`."""
 
 
 def masked_url(url: str) -> str:
-    """The URL without user information and with the values of query parameters that look like secrets masked."""
+    """The URL without user information, and with what looks like a secret in path or query masked."""
     bare, user, password = split_credentials(url)
     if "://" not in bare:
         return bare
-    parts = urlsplit(bare)
-    query = re.sub(
-        r"((?:^|&)[^=&]*(?:pass|pwd|token|secret|key|auth|sig)[^=&]*)=[^&]*", rf"\1={MASK}", parts.query, flags=re.I
-    )
+    try:
+        parts = urlsplit(bare)
+    except ValueError:  # brackets that do not close, and the like
+        return f"{bare.partition('://')[0]}://{MASK}"
     netloc = parts.netloc if user is None and password is None else f"{MASK}@{parts.netloc}"
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+    path = _SECRET_IN_PATH.sub(rf"\1={MASK}", parts.path)
+    query = _SECRET_IN_QUERY.sub(rf"\1={MASK}", parts.query)
+    return urlunsplit((parts.scheme, netloc, path, query, MASK if parts.fragment else ""))
 
 
 class StreamStatus(BaseModel):

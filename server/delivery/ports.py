@@ -13,6 +13,7 @@ from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStat
 
 if TYPE_CHECKING:
     from server.delivery.hub import Hub
+    from server.metrics import Metrics
 
 
 class ServerError(Exception):
@@ -28,10 +29,14 @@ class ServerError(Exception):
 
 
 class StreamNotFound(ServerError):
+    """There is no stream of this id."""
+
     status, code = 404, "stream_not_found"
 
 
 class StreamExists(ServerError):
+    """A stream of this id is there already."""
+
     status, code = 409, "stream_exists"
 
 
@@ -46,6 +51,8 @@ class InvalidField(ServerError):
 
 
 class NoCapacity(ServerError):
+    """Too many streams, subscribers or other work at once."""
+
     status, code = 503, "no_capacity"
 
 
@@ -56,6 +63,8 @@ class Unavailable(ServerError):
 
 
 class NoPicture(ServerError):
+    """The stream has no such frame yet, or has it no more."""
+
     status, code = 404, "no_picture"
 
 
@@ -87,6 +96,7 @@ class ProbeReport(Protocol):
 
 class RuntimePort(Protocol):
     hub: Hub
+    metrics: Metrics
 
     @property
     def streams(self) -> Mapping[str, StreamHandle]: ...

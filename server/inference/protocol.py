@@ -102,13 +102,15 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     detections: list[bytes]
     """For each frame float32[n, 6], see DETECTION_COLUMNS, best first."""
     error: str | None = None
+    engine_failed: bool = False
+    """With `error`: the engine is to blame, not the request."""
 
 
 Reply = Hello | Failed | Prepared | Done
 
 _request_encoder = msgspec.msgpack.Encoder()
-_request_decoder = msgspec.msgpack.Decoder(Request)
-_reply_decoder = msgspec.msgpack.Decoder(Reply)
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def encode(message: Request | Reply) -> bytes:

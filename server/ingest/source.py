@@ -49,7 +49,7 @@ class StreamInfo:
     codec: str
     """FFmpeg's name: h264, hevc, mjpeg, ..."""
     extradata: bytes = b""
-    """Out-of-band parameter sets for the decoder (Annex B or avcC/hvcC)."""
+    """Out-of-band parameter sets for the decoder (H.264, H.265: Annex B)."""
     width: int = 0
     height: int = 0
     fps: float = 0.0
@@ -57,6 +57,8 @@ class StreamInfo:
     client: str = "libav"
     live: bool = True
     """A camera: paced by itself, low delay. False: a file that can wait for us."""
+    rotation: int = 0
+    """Degrees counter-clockwise (0, 90, 180, 270) by which pictures are to be turned; known to the container only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class AccessUnit:
     """One coded frame, whole, as it came off the wire."""
 
     data: bytes
-    """H.264/H.265: Annex B, unless the stream's extradata is avcC/hvcC (libavformat sources)."""
+    """H.264, H.265: Annex B."""
     pts: float | None
     """Seconds on the stream's own clock."""
     arrived_at: float
@@ -82,6 +84,8 @@ class AccessUnit:
     arrival_uncertainty_s: float = 0.0
     captured_unix: float | None = None
     capture_uncertainty_s: float | None = None
+    discontinuity: bool = False
+    """It does not continue the units before it (a file that begins anew): the decoder gives out what it holds first."""
 
 
 class Source(Protocol):

@@ -80,7 +80,7 @@ class Event(NamedTuple):
     source_height: int = 0
     input_width: int = 0
     input_height: int = 0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count
     pts: float = math.nan
     """Presentation time in seconds of the stream's own clock."""
     arrived_at: float = 0.0
