@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -22,12 +23,6 @@ from pydantic import (
 STREAM_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MASK = "***"
 NETWORK_SCHEMES = ("rtsp", "rtsps", "rtspt", "http", "https")
-
-
-def _finite(value: float) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError("must be a finite number")
-    return value
 
 
 def _printable(value: str) -> str:
@@ -56,12 +51,22 @@ def _plain_json(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return value
 
 
-Text = Annotated[str, AfterValidator(_printable)]
-Finite = Annotated[float, AfterValidator(_finite)]
+def _not_null(schema: dict[str, Any]) -> None:
+    """For OpenAPI: may be left out, but not be null."""
+    schema |= next(choice for choice in schema.pop("anyOf") if choice.get("type") != "null")
+    schema.pop("default")
+
+
+_PRINTABLE = Field(json_schema_extra={"pattern": r"^[^\x00-\x1f\x7f]*$"})
+Text = Annotated[str, AfterValidator(_printable), _PRINTABLE]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Confidence = Annotated[Finite, Field(ge=0, le=1)]
 Shapes = Annotated[list[dict[str, Any]], AfterValidator(_plain_json), Field(max_length=256)]
 Address = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4096), AfterValidator(_printable)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=4096),
+    AfterValidator(_printable),
+    Field(json_schema_extra={"pattern": r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"}),
 ]
 ADDRESS = "rtsp(s)://, http(s):// or the path of a file below a media folder."
 
@@ -75,9 +80,9 @@ class StreamFields(BaseModel):
     username: Annotated[Text, Field(max_length=256)] | None = Field(
         None, description="User name for the camera (Basic or Digest)."
     )
-    password: Annotated[SecretStr, Field(max_length=1024, strict=False), AfterValidator(_printable_secret)] | None = (
-        Field(None, description="Password for the camera. Never given back.")
-    )
+    password: (
+        Annotated[SecretStr, Field(max_length=1024, strict=False), AfterValidator(_printable_secret), _PRINTABLE] | None
+    ) = Field(None, description="Password for the camera. Never given back.")
     transport: Literal["tcp", "udp", "auto"] | None = Field(None, description="RTSP transport; auto tries TCP first.")
     rtsp_client: Literal["native", "libav"] | None = Field(
         None, description="native receives RTP itself (exact arrival times, loss by frame); libav is the fall-back."
@@ -104,11 +109,20 @@ class StreamFields(BaseModel):
     )
     realtime: bool | None = Field(None, description="Files: paced by their time stamps (default, unless every_frame).")
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """For logs: no secrets inside an address either. A user name is half of the credentials."""
+        for name, value in super().__repr_args__():
+            if name == "username" and value is not None:
+                value = MASK
+            yield name, masked_url(value) if name == "url" and isinstance(value, str) else value
+
 
 class StreamPatch(StreamFields):
     """`PATCH /streams/{id}`: only the fields that change; `null` goes back to the default."""
 
-    url: Address | None = Field(None, description=f"A new address for the same stream: {ADDRESS}")
+    url: Address | None = Field(
+        None, description=f"A new address for the same stream: {ADDRESS}", json_schema_extra=_not_null
+    )
 
     @field_validator("url")
     @classmethod
@@ -133,10 +147,13 @@ class StreamDefinition(StreamFields):
         if user is not None and _may_hold_a_password(bare):
             raise ValueError("url: where the password ends is not clear; write `@` as %40 and `/` as %2F")
         self.url = bare
-        if user is not None and self.username is None:
-            self.username = _printable(user)
-        if password is not None and self.password is None:
-            self.password = SecretStr(_printable(password))
+        try:  # percent-encoded control characters come out here
+            if user is not None and self.username is None:
+                self.username = _printable(user)
+            if password is not None and self.password is None:
+                self.password = SecretStr(_printable(password))
+        except ValueError as error:
+            raise ValueError(f"url: the user information {error}") from None
         return self
 
     def patched(self, patch: StreamPatch) -> StreamDefinition:

@@ -59,6 +59,9 @@ class Closing(NamedTuple):
     reason: str
 
 
+_SERVER_ENDS = Closing(GOING_AWAY, "the server is going away")
+
+
 class Encoded:
     """A message as bytes, shared by all who get it."""
 
@@ -167,6 +170,7 @@ class Hub:
         self._subscribers: dict[Subscriber, None] = {}  # an ordered set
         self._routes: dict[str, tuple[Subscriber, ...]] = {}  # stream -> who listens; rebuilt after changes
         self._states: dict[str, tuple[State, float]] = {}
+        self._closed = False
 
     def __len__(self) -> int:
         """Subscribers."""
@@ -211,6 +215,8 @@ class Hub:
         for stream, (state, since) in self._states.items():
             if _listens(subscriber, stream):
                 subscriber.offer(Encoded(_aged(state, self.clock() - since), self.clock()))
+        if self._closed:
+            self._close(subscriber, _SERVER_ENDS)
         return subscriber
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
@@ -228,9 +234,10 @@ class Hub:
         self._set_limits()
 
     def close(self) -> None:
-        """The server ends: so do all subscriptions."""
+        """The server ends: so do all subscriptions, and those that still come."""
+        self._closed = True
         for subscriber in list(self._subscribers):
-            self._close(subscriber, Closing(GOING_AWAY, "the server is going away"))
+            self._close(subscriber, _SERVER_ENDS)
 
     def _close(self, subscriber: Subscriber, closing: Closing) -> None:
         self.unsubscribe(subscriber)

@@ -118,8 +118,10 @@ def encode(message: Request | Reply) -> bytes:
 
 
 def decode_request(data: bytes) -> Request:
-    return _request_decoder.decode(data)
+    request: Request = _request_decoder.decode(data)
+    return request
 
 
 def decode_reply(data: bytes) -> Reply:
-    return _reply_decoder.decode(data)
+    reply: Reply = _reply_decoder.decode(data)
+    return reply

@@ -14,7 +14,7 @@ _SMOOTHING = 0.125
 
 
 class RateLimiter:
-    """At most `max_fps` frames a second on average: never more than `max_fps` x T + 2 in any span of T seconds."""
+    """At most `max_fps` frames a second on average: never more than `max_fps` x T + 2.5 in any span of T seconds."""
 
     def __init__(self, max_fps: float) -> None:
         if not max_fps > 0:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+
+from server.ingest.rtsp.source import RtspSource
+from server.ingest.source import AccessUnit
 
 SDP = b"v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:track1\r\n"
 
@@ -131,3 +135,33 @@ class ScriptedServer:
             except BaseException as failure:
                 self._failure = failure
                 return
+
+
+KEY = b"\x65\x88key"
+Answer = Callable[[Peer, Request], None]
+
+
+def rtp(sequence: int, payload: bytes = KEY, marker: bool = True, payload_type: int = 96) -> bytes:
+    return struct.pack("!BBHII", 0x80, marker << 7 | payload_type, sequence, 3000 * sequence, 1) + payload
+
+
+def camera(
+    special: dict[str, Answer] | None = None, playing: Callable[[Peer], None] | None = None
+) -> Callable[[Peer], None]:
+    """An ordinary camera, with answers of its own to some methods; `playing` begins after PLAY."""
+
+    def script(peer: Peer) -> None:
+        while (request := peer.read()) is not None:
+            (special or {}).get(request.method, Peer.play)(peer, request)
+            if request.method == "PLAY" and playing is not None:
+                playing(peer)
+
+    return script
+
+
+def status(line: str, **headers: str) -> Answer:
+    return lambda peer, request: peer.answer(request, line, b"", **headers)
+
+
+def next_unit(source: RtspSource) -> AccessUnit:
+    return next(unit for unit in source.units() if unit is not None)

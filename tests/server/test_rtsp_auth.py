@@ -66,7 +66,7 @@ def test_legacy_without_qop() -> None:
 def test_session_variant_depends_on_the_client_nonce() -> None:
     values = []
     for nonce in ("one", "two"):
-        auth = Authenticator("u", "p", lambda nonce=nonce: nonce)
+        auth = Authenticator("u", "p", [nonce].pop)
         auth.challenge(['Digest realm="r", nonce="n", algorithm=MD5-sess'])
         values.append(auth.authorization("PLAY", "rtsp://c") or "")
     assert all("cnonce" in value for value in values)

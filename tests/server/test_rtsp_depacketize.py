@@ -1,79 +1,30 @@
-"""H.264 and H.265 out of RTP: layouts of the RFCs, and random packetisation with random loss."""
+"""H.264 and H.265 out of RTP: the layouts of the RFCs, and what a loss does to which unit."""
 
 from __future__ import annotations
 
-import itertools
-from random import Random
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rtsp_nals import (
+    PPS,
+    PPS5,
+    RECOVERY,
+    SPS,
+    SPS5,
+    VPS5,
+    Feed,
+    aggregate5,
+    annexb,
+    fragments,
+    fragments5,
+    idr,
+    inter,
+    nal5,
+    stap,
+)  # fmt: skip
 
 from server.ingest.rtsp import assembly
-from server.ingest.rtsp.assembly import CodedUnit, NalDepacketizer, UnsupportedPacket
-from server.ingest.rtsp.bits import first_number, h264_sequence, h265_sequence, has_recovery_point
+from server.ingest.rtsp.assembly import NalDepacketizer, UnsupportedPacket
 from server.ingest.rtsp.h264 import H264Depacketizer
 from server.ingest.rtsp.h265 import H265Depacketizer
-from server.ingest.rtsp.rtp import RtpPacket, Sequencer
-
-START = b"\0\0\0\1"
-SPS = bytes.fromhex("6742c01fda014016e840000003004000000c83c60ca8")  # 1280x720
-PPS = bytes.fromhex("68ce0fc8")
-VPS5 = bytes.fromhex("40010c01ffff01600000030090000003000003005d959809")
-SPS5 = bytes.fromhex("42010101600000030090000003000003005da00280802d165959a4932b9a020000030002000003003210")
-SMALL_SPS5 = "42010101600000030090000003000003003fa005020169d565959a4932b9a02000000300200000030321"
-PPS5 = bytes.fromhex("4401c172b46240")
-RECOVERY = bytes.fromhex("060101320503aabbcc0601c480")  # pic timing (1), user data (5), recovery point (6)
-
-
-def annexb(*nals: bytes) -> bytes:
-    return b"".join(START + nal for nal in nals)
-
-
-def idr(body: bytes = b"idr") -> bytes:
-    return b"\x65\x88" + body
-
-
-def inter(body: bytes = b"p", first: bool = True, reference: bool = True) -> bytes:
-    return bytes([0x41 if reference else 0x01, 0x9A if first else 0x2A]) + body
-
-
-def fragments(nal: bytes, *cuts: int) -> list[bytes]:
-    """FU-A payloads of an H.264 NAL unit, cut at these positions of its body."""
-    body = nal[1:]
-    pieces = [body[a:b] for a, b in itertools.pairwise([0, *cuts, len(body)])]
-    last = len(pieces) - 1
-    return [
-        bytes([nal[0] & 0xE0 | 28, (0x80 if i == 0 else 0) | (0x40 if i == last else 0) | nal[0] & 0x1F]) + piece
-        for i, piece in enumerate(pieces)
-    ]
-
-
-def stap(*nals: bytes) -> bytes:
-    return b"\x78" + b"".join(len(nal).to_bytes(2, "big") + nal for nal in nals)
-
-
-class Feed:
-    """Pushes payloads with a running sequence number; `lose` skips some."""
-
-    def __init__(self, depacketizer: NalDepacketizer) -> None:
-        self.depacketizer = depacketizer
-        self.sequence = 0
-        self.lost = 0
-
-    def lose(self, count: int = 1) -> None:
-        self.lost += count
-
-    def push(self, payload: bytes, timestamp: int, marker: bool = False, restarted: bool = False) -> list[CodedUnit]:
-        self.sequence += 1 + self.lost
-        packet = RtpPacket(marker, 96, self.sequence, timestamp, 1, memoryview(payload), float(self.sequence))
-        lost, self.lost = self.lost, 0
-        return self.depacketizer.push(packet, lost, restarted)
-
-    def all(self, payloads: list[bytes], timestamp: int) -> list[CodedUnit]:
-        """The payloads of one access unit, the last with the marker."""
-        last = len(payloads) - 1
-        return [unit for i, payload in enumerate(payloads) for unit in self.push(payload, timestamp, i == last)]
 
 
 @pytest.fixture
@@ -320,25 +271,6 @@ def test_flush_gives_the_rest_as_damaged(feed: Feed) -> None:
 # H.265 ----------------------------------------------------------------------------------------------------------------
 
 
-def nal5(kind: int, body: bytes = b"body", first: bool = True, temporal_id: int = 0) -> bytes:
-    return bytes([kind << 1, temporal_id + 1, 0x80 if first else 0x00]) + body
-
-
-def fragments5(nal: bytes, *cuts: int) -> list[bytes]:
-    body, kind = nal[2:], nal[0] >> 1 & 0x3F
-    pieces = [body[a:b] for a, b in itertools.pairwise([0, *cuts, len(body)])]
-    last = len(pieces) - 1
-    head = bytes([nal[0] & 0x81 | 49 << 1, nal[1]])
-    return [
-        head + bytes([(0x80 if i == 0 else 0) | (0x40 if i == last else 0) | kind]) + piece
-        for i, piece in enumerate(pieces)
-    ]
-
-
-def aggregate5(*nals: bytes) -> bytes:
-    return bytes([48 << 1, 1]) + b"".join(len(nal).to_bytes(2, "big") + nal for nal in nals)
-
-
 def test_h265_layouts() -> None:
     feed = Feed(H265Depacketizer())
     long = nal5(19, bytes(range(200)))
@@ -380,166 +312,3 @@ def test_h265_references() -> None:
     layered.depacketizer._sub_layers = 2  # type: ignore[attr-defined]
     assert layered.all([nal5(0)], 1)[0].reference
     assert not layered.all([nal5(0, temporal_id=1)], 2)[0].reference
-
-
-# Bits -----------------------------------------------------------------------------------------------------------------
-
-
-def test_picture_sizes() -> None:
-    sizes = [
-        (h264_sequence, "6742c01fda014016e840000003004000000c83c60ca8", (1280, 720)),
-        (h264_sequence, "6764001eacd940a02fea6840000003004000000c83c58b6580", (638, 358)),
-        (h264_sequence, "674d4028f403c0227ee1000003000100000300321f162ea0", (1920, 1080)),  # interlaced
-        (h265_sequence, SPS5.hex(), (1280, 720)),
-        (h265_sequence, SMALL_SPS5, (638, 358)),
-    ]  # fmt: skip
-    for parse, text, size in sizes:
-        info = parse(bytes.fromhex(text))
-        assert info is not None
-        assert (info.id, info.width, info.height) == (0, *size)
-    assert h264_sequence(SPS[:6]) is None
-    assert h265_sequence(SPS5[:12]) is None
-
-
-def test_numbers_and_messages() -> None:
-    assert first_number(b"\x68\xce", 1) == 0
-    assert first_number(b"\x68\x28", 1) == 4
-    assert first_number(b"\x68", 1) is None
-    assert has_recovery_point(RECOVERY)
-    assert not has_recovery_point(b"\x06\x05\xff\xff\x10" + b"\x06" * 500)
-    assert has_recovery_point(b"\x06\x05\xff\x01" + b"\xaa" * 256 + b"\x06\x01\xc4\x80")
-
-
-@given(st.binary(max_size=80))
-def test_arbitrary_parameter_sets(data: bytes) -> None:
-    for parse in (h264_sequence, h265_sequence):
-        info = parse(data)
-        assert info is None or (info.width >= 0 and info.height >= 0)
-    has_recovery_point(data)
-    first_number(data, 1)
-
-
-# Random packetisation -------------------------------------------------------------------------------------------------
-
-
-def coded_stream(random: Random, codec: str) -> list[list[bytes]]:
-    """Access units as lists of NAL units, the first one an IDR with its parameter sets."""
-    units = []
-    for index in range(random.randint(2, 7)):
-        is_idr = index == 0 or random.random() < 0.4
-        nals = []
-        if is_idr and (index == 0 or random.random() < 0.6):
-            nals += [SPS, PPS] if codec == "h264" else [VPS5, SPS5, PPS5]
-        for number in range(random.randint(1, 3)):
-            body = random.randbytes(random.randint(1, 60)) + bytes([index, number])
-            if codec == "h264":
-                nals.append(bytes([0x65 if is_idr else 0x41, 0x80 if number == 0 else 0x40]) + body)
-            else:
-                nals.append(nal5(19 if is_idr else 1, body, first=number == 0))
-        units.append(nals)
-    return units
-
-
-def packetized(random: Random, codec: str, units: list[list[bytes]], markers: bool) -> list[tuple[bytes, int, bool]]:
-    """The units in any way that the RFC allows: (payload, time stamp, marker)."""
-    cut_up, put_together, header = (fragments, stap, 1) if codec == "h264" else (fragments5, aggregate5, 2)
-    out = []
-    for index, nals in enumerate(units):
-        payloads: list[bytes] = []
-        position = 0
-        while position < len(nals):
-            nal = nals[position]
-            way = random.choice(["single", "fragments", "together"])
-            if way == "fragments" and len(nal) > header + 2:
-                cuts = random.choices(range(1, len(nal) - header), k=random.randint(1, 3))
-                payloads += cut_up(nal, *sorted(set(cuts)))
-            elif way == "together":
-                count = random.randint(1, len(nals) - position)
-                payloads.append(put_together(*nals[position : position + count]))
-                position += count - 1
-            else:
-                payloads.append(nal)
-            position += 1
-        last = len(payloads) - 1
-        out += [(payload, 1000 * (index + 1), markers and i == last) for i, payload in enumerate(payloads)]
-    return out
-
-
-@pytest.mark.parametrize("codec", ["h264", "hevc"])
-@pytest.mark.parametrize("markers", [True, False])
-@settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 2**63), loss=st.sampled_from([0.0, 0.05, 0.2]))
-def test_same_nal_units_or_flagged(codec: str, markers: bool, seed: int, loss: float) -> None:
-    """Through sequencer and depacketiser with loss, duplicates and reordering: a unit is exactly what was sent, or
-    damaged; and from a loss on, some unit says so before the next IDR is clean."""
-    random = Random(seed)
-    units = coded_stream(random, codec)
-    sent = packetized(random, codec, units, markers)
-    first = random.randint(0, 65_535)
-    # The first access unit tells the receiver where the stream begins; losses come after it.
-    head = sum(timestamp == 1000 for _, timestamp, _ in sent)
-    kept = [
-        1 if index < head else 0 if random.random() < loss else random.choice([1, 1, 1, 2])
-        for index in range(len(sent))
-    ]
-    arrivals = [
-        (index if index < head else index + random.randint(0, 2) + 3 * copy, index)
-        for index, copies in enumerate(kept)
-        for copy in range(copies)
-    ]
-    sequencer = Sequencer(in_order=False)
-    depacketizer = H264Depacketizer() if codec == "h264" else H265Depacketizer()
-    out: list[CodedUnit] = []
-    for at, index in sorted(arrivals):
-        payload, timestamp, marker = sent[index]
-        packet = RtpPacket(marker, 96, (first + index) & 0xFFFF, timestamp, 1, memoryview(payload), at * 0.001)
-        for delivery in [*sequencer.expire(at * 0.001), *sequencer.push(packet)]:
-            out += depacketizer.push(*delivery)
-    for delivery in sequencer.flush():
-        out += depacketizer.push(*delivery)
-    out += depacketizer.flush()
-
-    whole = {1000 * (index + 1) for index in range(len(units))}
-    whole -= {sent[index][1] for index, copies in enumerate(kept) if index >= head and not copies}
-    assert [unit.timestamp for unit in out] == sorted({unit.timestamp for unit in out}), "each once, in order"
-    broken = False
-    seen = 0
-    for unit in out:
-        index = unit.timestamp // 1000 - 1
-        broken = broken or any(1000 * (between + 1) not in whole for between in range(seen, index))
-        seen = index + 1
-        if unit.damaged:
-            broken = False
-            continue
-        assert unit.timestamp in whole
-        is_idr, nals = unit.keyframe, annexb(*units[index])
-        assert unit.data.endswith(nals)
-        extra = set(unit.data.removesuffix(nals).split(START)) - {b""}
-        sets = {SPS, PPS} if codec == "h264" else {VPS5, SPS5, PPS5}
-        assert extra <= sets if is_idr else not extra
-        assert sets <= set(unit.data.split(START)) or not is_idr
-        assert is_idr or not broken, "a lost unit was passed over in silence"
-        broken = broken and not is_idr
-    if all(kept):
-        # Without markers the end of the last one cannot be known.
-        assert [unit.damaged for unit in out] == [False] * (len(units) - 1) + [not markers]
-        assert sum(unit.lost for unit in out) == 0
-
-
-@pytest.mark.parametrize("make", [H264Depacketizer, H265Depacketizer])
-@given(
-    pushed=st.lists(
-        st.tuples(st.binary(max_size=40), st.integers(0, 3), st.booleans(), st.integers(0, 2), st.booleans()),
-        max_size=40,
-    )
-)
-def test_arbitrary_payloads(make: type[NalDepacketizer], pushed: list[tuple[bytes, int, bool, int, bool]]) -> None:
-    depacketizer = make()
-    try:
-        for payload, timestamp, marker, lost, restarted in pushed:
-            packet = RtpPacket(marker, 96, 0, timestamp, 1, memoryview(payload), 0.0)
-            for unit in depacketizer.push(packet, lost, restarted):
-                assert unit.data.startswith(START)
-        depacketizer.flush()
-    except UnsupportedPacket:
-        pass

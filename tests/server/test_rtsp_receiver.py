@@ -80,6 +80,7 @@ def test_a_restart_ends_the_old_time_and_goes_on() -> None:
     (cut, key) = camera.send(KEY, 5_000_000, 11.5)
     assert (cut.pts, cut.damaged) == (1.0, True)
     assert (key.pts, key.damaged, key.keyframe) == (1.5, False, True)
+    assert [unit.discontinuity for unit in (cut, key)] == [False, True]
     assert cut.captured_unix is not None
     assert key.captured_unix is None, "reports of the old stream say nothing of the new one"
 

@@ -223,7 +223,6 @@ def test_implausible_clocks_are_passed_on_with_their_uncertainty() -> None:
         assert captured == pytest.approx(camera, abs=1e-6)
         assert uncertainty is not None
         assert uncertainty >= abs(now - camera) - 10
-    assert uncertainty > 50 * 365 * 86_400, "a camera that lives in 1970"
 
 
 def test_no_wall_clock_is_no_capture_time() -> None:

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from yolov9.geometry import STRIDE
+
 
 class EngineError(Exception):
     """The engine cannot be had here or cannot run the bundle: one sentence for people, with the cause."""
@@ -45,3 +47,29 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def batch_shape(images: Sequence[npt.NDArray[np.uint8]]) -> tuple[int, int]:
+    """(height, width) of a batch. EngineError for an empty one, and where an image is not (H, W, 3) uint8 of one shape
+    with sides that are multiples of 32."""
+    if not images:
+        raise EngineError("an empty batch")
+    shape = images[0].shape
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise EngineError(f"image of shape {image.shape} and type {image.dtype}, not (H, W, 3) uint8")
+        if image.shape != shape:
+            raise EngineError(f"images of shapes {shape} and {image.shape} in one batch")
+    check_shape(shape[0], shape[1])
+    return shape[0], shape[1]
+
+
+def check_shape(height: int, width: int) -> None:
+    """EngineError if it is not an input shape."""
+    if height <= 0 or width <= 0 or height % STRIDE or width % STRIDE:
+        raise EngineError(f"input of {width}x{height} pixels: the sides are not multiples of {STRIDE}")
+
+
+def buckets(max_batch: int) -> list[int]:
+    """Batch sizes that an engine with static shapes makes ready: powers of two, and `max_batch` itself."""
+    return sorted({1 << i for i in range(max_batch.bit_length()) if 1 << i <= max_batch} | {max_batch})

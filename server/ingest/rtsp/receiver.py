@@ -36,6 +36,8 @@ class RtpReceiver:
         self._capture = CaptureClock(track.clock_rate)
         self._reception = Reception(track.clock_rate, secrets.randbits(32))
         self._unix_offset = 0.0
+        self._restarted = False
+        """The next unit is the first one of a sender that began anew."""
         self.packets = 0
         """Packets of this track so far."""
         self.ended = False
@@ -102,10 +104,12 @@ class RtpReceiver:
                 self._clock.restart()
                 self._capture.restart()
                 self._reception.restart()
+                self._restarted = True
             units += [self._unit(unit, uncertainty_s) for unit in self._depacketizer.push(packet, lost, restarted)]
         return units
 
     def _unit(self, coded: CodedUnit, uncertainty_s: float) -> AccessUnit:
+        discontinuity, self._restarted = self._restarted, False
         received_unix = coded.arrived_at + self._unix_offset
         captured, capture_uncertainty = self._capture.captured(coded.timestamp, received_unix)
         return AccessUnit(
@@ -120,4 +124,5 @@ class RtpReceiver:
             arrival_uncertainty_s=uncertainty_s,
             captured_unix=captured,
             capture_uncertainty_s=capture_uncertainty,
+            discontinuity=discontinuity,
         )

@@ -1,0 +1,126 @@
+"""The desk of `POST /detect`: single images through the same batching as the cameras' frames.
+
+It has slots of its own, its frames are never replaced by newer ones, and each has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from yolov9.images import ImageError, read_image
+
+from server import outcome as outcomes
+from server.batching.dispatcher import Dispatcher, Job, Outcome
+from server.batching.scheduler import Policy, Waiting
+from server.delivery.ports import InvalidField, Unavailable
+from server.inference.protocol import Frame
+from server.results import Detection
+from server.shm import Arena
+from server.stream import Model
+from yolov9.geometry import input_shape
+from yolov9.letterbox import Letterboxer
+
+STREAM = "POST /detect"
+"""Its name in the scheduler; no stream can be called so."""
+SLOTS = 8
+DEADLINE_S = 5.0
+
+
+class _Answer(NamedTuple):
+    detections: list[Detection]
+    latency_ms: dict[str, float]
+
+
+class DetectDesk:
+    """`arena` has SLOTS slots and is attached to the worker as `arena_id`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        arena: Arena,
+        arena_id: int,
+        model: Callable[[], Model],
+        clock: Callable[[], float],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._arena = arena
+        self._arena_id = arena_id
+        self._model = model
+        self._clock = clock
+        self._free = asyncio.Queue[int]()
+        for slot in range(arena.slots):
+            self._free.put_nowait(slot)
+        self._seq = itertools.count(1)
+        self._waiting: dict[int, tuple[int, asyncio.Future[_Answer]]] = {}
+        dispatcher.configure(STREAM, Policy(weight=1.0, max_staleness_s=float("inf"), fifo=True))
+
+    async def detect(
+        self, image: bytes, confidence: float, iou: float, thresholds: bytes | None = None
+    ) -> tuple[int, int, list[Detection], dict[str, float]]:
+        """(width, height, detections, latency_ms). InvalidField: not a picture. Unavailable: no answer in time."""
+        began = self._clock()
+        try:
+            slot = await asyncio.wait_for(self._free.get(), DEADLINE_S)
+        except TimeoutError:
+            raise Unavailable("the engine is busy: no slot for another image came free in time") from None
+        seq = next(self._seq)
+        try:
+            pixels, (height, width) = await asyncio.to_thread(self._write, image, slot)
+        except ImageError as error:
+            self._free.put_nowait(slot)
+            raise InvalidField("image", str(error)) from None
+        except BaseException:
+            self._free.put_nowait(slot)
+            raise
+        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[seq] = (slot, future)
+        frame = Frame(self._arena_id, slot, pixels[1], pixels[0], confidence, iou, thresholds)
+        self._dispatcher.offer(
+            Waiting(STREAM, seq, (height, width), began, self._clock(), Job(self, frame), began + DEADLINE_S)
+        )
+        self._dispatcher.pump()
+        answer = await future
+        return pixels[1], pixels[0], answer.detections, answer.latency_ms
+
+    def _write(self, image: bytes, slot: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """In a thread: decode and letterbox into the slot -> (height, width) of the picture and of the input."""
+        pixels: npt.NDArray[np.uint8] = read_image(image)
+        height, width = pixels.shape[:2]
+        shape = input_shape(self._model().input_size, width, height)
+        Letterboxer().write_rgb(pixels, self._arena.image(slot, *shape))
+        return (height, width), shape
+
+    # From the dispatcher.
+
+    def dropped(self, frame: Waiting, reason: str) -> None:
+        future = self._close(frame.seq)
+        if not future.done():
+            future.set_exception(Unavailable("the engine did not get to the image in time", retry_after_s=1))
+
+    def done(self, frame: Waiting, outcome: Outcome) -> None:
+        future = self._close(frame.seq)
+        if future.done():  # the client has gone
+            return
+        if outcome.error is not None:
+            future.set_exception(Unavailable(f"inference failed: {outcome.error}", retry_after_s=1))
+            return
+        now = self._clock()
+        stages = {
+            "decode": frame.ready_at - frame.arrived_at,
+            "queue": outcome.started_at - frame.ready_at,
+            "inference": outcome.finished_at - outcome.started_at,
+            "postprocess": now - outcome.finished_at,
+            "total": now - frame.arrived_at,
+        }
+        found = outcomes.detections(outcome.detections, self._model().names)
+        future.set_result(_Answer(found, {stage: round(s * 1e3, 3) for stage, s in stages.items()}))
+
+    def _close(self, seq: int) -> asyncio.Future[_Answer]:
+        slot, future = self._waiting.pop(seq)
+        self._free.put_nowait(slot)
+        return future

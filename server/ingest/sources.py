@@ -1,0 +1,46 @@
+"""Which source serves a camera's settings. The sources themselves neither know of each other nor retry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.ingest.libav import LibavSource
+from server.ingest.rtsp.source import RtspSource
+from server.ingest.source import Source, StreamInfo
+from server.ingest.wire import CameraSettings
+
+_RTSP_SCHEMES = ("rtsp://", "rtsps://", "rtspt://")
+
+
+def sources_for(settings: CameraSettings) -> Iterator[Source]:
+    """Sources not opened yet, in the order in which to try them. The next one is for the case that the one before does
+    not support the camera's codec (SourceError CODEC). The first may raise SourceError for the address."""
+    network = (settings.url, settings.username, settings.password, settings.transport)
+    limits = (settings.open_timeout_s, settings.read_timeout_s)
+    if settings.rtsp_client == "native" and settings.url.lower().startswith(_RTSP_SCHEMES):
+        yield RtspSource(*network, *limits)
+    yield LibavSource(*network, *limits, loop=settings.loop, realtime=settings.realtime)
+
+
+def loses_no_frame(info: StreamInfo, settings: CameraSettings) -> bool:
+    """Whether the reader waits for the server, as only files can, instead of dropping frames."""
+    return not info.live and (settings.every_frame or not settings.realtime)
+
+
+def needs_reconnect(old: CameraSettings, new: CameraSettings) -> bool:
+    """Whether a change of settings concerns the source, or only what is done with its frames."""
+    return any(
+        getattr(old, name) != getattr(new, name)
+        for name in (
+            "url",
+            "username",
+            "password",
+            "transport",
+            "rtsp_client",
+            "loop",
+            "every_frame",
+            "realtime",
+            "open_timeout_s",
+            "read_timeout_s",
+        )
+    )

@@ -1,0 +1,192 @@
+"""The server's settings: options over environment (YOLOV9_...) over a YAML file over the defaults.
+
+Descriptions of the fields are the documentation: `configs/server.yaml` is written from them (`commented_yaml`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENVIRONMENT_PREFIX = "YOLOV9_"
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. One sentence for each fault, naming the field; never holds a token."""
+
+
+class ServerSettings(BaseSettings):
+    """All settings of one server. Use `load_settings`, which also reads the file and explains what is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; without a token only a loopback address is taken."
+    )
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    token: SecretStr | None = Field(
+        None, description="Clients must show it (Authorization: Bearer). Better given as YOLOV9_TOKEN than in a file."
+    )
+    data: Path = Field(Path("yolov9-data"), description="Folder of the data base and of caches.")
+    media: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list,
+        description="Files below these folders may be streams. In the environment: separated by colons.",
+    )
+    model: str | None = Field(None, description="Folder of a model bundle, or the name of a packaged model.")
+    engine: Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt"] = Field(
+        "auto", description="What runs the model; auto takes the fastest that works here."
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto", description="What the engine computes in; auto takes the fastest that bundle and device support."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the engine; null: all cores.")
+    max_batch: int | None = Field(
+        None, ge=1, le=256, description="Largest batch; null: what pays on the device, as the engine says."
+    )
+    max_delay_ms: float = Field(
+        0.0, ge=0, le=1000, description="A waiting frame may be held back so long for a larger batch."
+    )
+    confidence: float = Field(0.25, ge=0, le=1, description="Lowest confidence to report, where a stream has no other.")
+    iou: float = Field(0.7, ge=0, le=1, description="IoU above which NMS removes a box, where a stream has no other.")
+    max_staleness_ms: float = Field(
+        500.0, gt=0, le=600_000, description="Frames older than this are dropped, where a stream has no other limit."
+    )
+    open_timeout_s: float = Field(5.0, gt=0, le=300, description="A camera must answer within it.")
+    read_timeout_s: float = Field(5.0, gt=0, le=300, description="A camera silent for so long has stalled.")
+    backoff_initial_s: float = Field(1.0, gt=0, le=3600, description="First pause before a lost camera is tried again.")
+    backoff_max_s: float = Field(30.0, gt=0, le=3600, description="The pause doubles up to this.")
+    max_streams: int = Field(256, ge=1, le=4096, description="Most streams that the server takes.")
+    max_clients: int = Field(1000, ge=1, le=100_000, description="Most subscribers (WebSocket, SSE, MJPEG) at once.")
+    websocket_queue_messages: int = Field(
+        64, ge=1, le=100_000, description="Messages of each stream kept for a subscriber that reads slowly."
+    )
+    websocket_queue_bytes: int = Field(
+        2 << 20, ge=1024, le=1 << 30, description="Bytes kept for a subscriber that reads slowly."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged to stderr.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
+
+    @field_validator("media", mode="before")
+    @classmethod
+    def _split_folders(cls, value: object) -> object:
+        return [folder for folder in value.split(os.pathsep) if folder] if isinstance(value, str) else value
+
+    @field_validator("token")
+    @classmethod
+    def _usable_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or value.get_secret_value() == "":
+            return None
+        if not all(33 <= ord(character) < 127 for character in value.get_secret_value()):
+            raise ValueError("must be of printable ASCII characters without blanks: it travels in a header")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ServerSettings:
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host: {self.host!r} is reachable from outside, so a token is needed (YOLOV9_TOKEN); "
+                "without one only 127.0.0.1, ::1 or localhost can be bound"
+            )
+        if self.backoff_initial_s > self.backoff_max_s:
+            raise ValueError("backoff_initial_s: must not be above backoff_max_s")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options, then environment; `load_settings` puts the file's values below both. No .env file is looked for."""
+        return init_settings, env_settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind, or the host of a request, is this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> ServerSettings:
+    """Settings of `config` (YAML; may be None), the environment and `overrides`, the later the stronger.
+
+    Raises SettingsError for unknown keys, values out of range, a file that cannot be read or is not a YAML mapping.
+    """
+    from_file = {} if config is None else _read(config)
+    given = dict(overrides or {})
+    for name in from_file:
+        if name not in given and f"{ENVIRONMENT_PREFIX}{name}".upper() not in _environment():
+            given[name] = from_file[name]
+    try:
+        return ServerSettings(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_fault(e, from_file, config) for e in error.errors())) from None
+
+
+def _environment() -> set[str]:
+    return {name.upper() for name, value in os.environ.items() if value}
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{config}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{config}: is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        # The mark alone: the text of the error quotes the file, and a token may stand there.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise SettingsError(f"{config}{where}: is not YAML") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise SettingsError(f"{config}: must be a mapping of names to values")
+    return content
+
+
+def _fault(error: Any, from_file: Mapping[str, Any], config: Path | None) -> str:
+    """One fault as a sentence: which field, from where, what is wrong."""
+    field = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "is not a setting"
+    where = f"{config}: " if field and field.partition(".")[0] in from_file else ""
+    return f"{where}{field}: {message}" if field else message
+
+
+def commented_yaml() -> str:
+    """All settings with their descriptions and defaults, as `configs/server.yaml` has them."""
+    lines = [
+        "# Settings of the server: python -m server --config server.yaml",
+        "# All are shown with their defaults. Environment variables (YOLOV9_PORT=9000) and options are stronger.",
+    ]
+    for name, field in ServerSettings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        plain = str(default) if isinstance(default, Path) else default
+        shown = yaml.safe_dump({name: plain}, default_flow_style=False, sort_keys=False).strip()
+        lines += ["", f"# {field.description}", *_choices(field.annotation), shown]
+    return "\n".join(lines) + "\n"
+
+
+def _choices(annotation: Any) -> list[str]:
+    if getattr(annotation, "__origin__", None) is not Literal:
+        return []
+    return [f"# One of: {', '.join(annotation.__args__)}."]

@@ -1,0 +1,336 @@
+"""One stream of the running server: its camera, its ledger, its results.
+
+All that concerns this stream alone is here, and nothing of it can touch another: records of its camera become entries
+of its ledger and frames for the dispatcher; answers become messages for the hub. One event loop, no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from server import outcome as outcomes
+from server.batching.dispatcher import Dispatcher, Job, Outcome
+from server.batching.scheduler import Policy, Waiting
+from server.inference.protocol import Frame
+from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
+from server.ledger import Ledger
+from server.metrics import StreamCounters
+from server.results import Result, State
+from server.streams import LedgerView, StreamDefinition, StreamStatus
+
+if TYPE_CHECKING:
+    from server.delivery.hub import Hub
+    from server.ingest.supervisor import Camera
+    from server.metrics import Metrics
+
+log = logging.getLogger("yolov9.stream")
+
+RECENT_RESULTS = 100
+_LATENCIES = 512
+"""Totals kept for the percentiles of the status: some 20 s of a 25 fps camera."""
+_RATE_WINDOW_S = 5
+SLOTS = 6
+"""One is written, one waits, up to two are in the engine or on the way to it, one is being given back; one to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a stream that does not say otherwise gets."""
+
+    confidence: float = 0.25
+    iou: float = 0.7
+    max_staleness_ms: float = 500.0
+
+
+@dataclass(slots=True)
+class Model:
+    """What results say of the model that made them. Replaced as a whole at activation."""
+
+    name: str
+    generation: int
+    names: dict[int, str]
+    input_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What a stream shares with the others."""
+
+    dispatcher: Dispatcher
+    hub: Hub
+    metrics: Metrics
+    model: Callable[[], Model]
+    defaults: Defaults
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+
+
+class Stream:
+    """`camera` is set by the runtime right after construction (it needs this stream's callbacks)."""
+
+    camera: Camera
+
+    def __init__(self, definition: StreamDefinition, arena: int, house: House) -> None:
+        self._house = house
+        self.arena = arena
+        """The arena's number at the worker."""
+        self.ledger_entries = Ledger()
+        self._held: dict[int, Event] = {}  # READY frames that the server owns, by seq
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._recent: deque[Result] = deque(maxlen=RECENT_RESULTS)
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._rates: deque[tuple[float, int, int]] = deque(maxlen=_RATE_WINDOW_S + 1)
+        self._state = StateChange(state="connecting")
+        self._state_at = house.clock()
+        self._seen = StateChange(state="connecting")  # last state that described the source
+        self._newest: Event | None = None
+        self.reconnects: dict[str, int] = {}
+        self.decode_errors: dict[str, int] = {}
+        self.closing = False
+        self.define(definition)
+
+    @property
+    def id(self) -> str:
+        return self.definition.id
+
+    def define(self, definition: StreamDefinition) -> None:
+        """Take settings over; they hold from the next frame on. ValueError names a class that the model lacks."""
+        names = self._house.model().names
+        thresholds = class_thresholds(definition, names, self._house.defaults.confidence)
+        self.definition = definition
+        defaults = self._house.defaults
+        confidence = definition.confidence if definition.confidence is not None else defaults.confidence
+        if thresholds is not None:
+            confidence = float(thresholds[thresholds <= 1.0].min(initial=1.0))
+        self._confidence = confidence
+        self._iou = definition.iou if definition.iou is not None else defaults.iou
+        self._thresholds = None if thresholds is None else thresholds.tobytes()
+        fifo = bool(definition.every_frame)
+        staleness_ms = definition.max_staleness_ms or defaults.max_staleness_ms
+        self._house.dispatcher.configure(
+            definition.id,
+            Policy(
+                weight=definition.weight or 1.0, max_staleness_s=float("inf") if fifo else staleness_ms / 1e3, fifo=fifo
+            ),
+        )
+
+    # From the camera.
+
+    def on_events(self, events: list[Event]) -> None:
+        """Records of the camera's process, in its order."""
+        ledger = self.ledger_entries
+        ready = False
+        for event in events:
+            match event.kind:
+                case EventKind.OPEN:
+                    ledger.open(event.seq)
+                    self._newest = event
+                case EventKind.DROP:
+                    ledger.drop(event.seq, "ingest", DropReason(event.reason).name.lower())
+                case EventKind.READY:
+                    ready = True
+                    self._offer(event)
+                case EventKind.DECODE_ERROR:
+                    kind = DecodeErrorKind(event.reason).name.lower()
+                    self.decode_errors[kind] = self.decode_errors.get(kind, 0) + event.count
+                case EventKind.HEARTBEAT:
+                    pass
+        if ready:
+            self._house.dispatcher.pump()
+
+    def _offer(self, event: Event) -> None:
+        self._held[event.seq] = event
+        self._empty.clear()
+        frame = Frame(
+            self.arena, event.slot, event.source_width, event.source_height, self._confidence, self._iou,
+            self._thresholds,
+        )  # fmt: skip
+        shape = (event.input_height, event.input_width)
+        self._house.dispatcher.offer(
+            Waiting(self.id, event.seq, shape, event.arrived_at, event.ready_at, Job(self, frame))
+        )
+
+    def on_state(self, change: StateChange) -> None:
+        """A change of state: to the log, to subscribers, into the status."""
+        before = self._state
+        if change.state in ("connecting", "backoff", "stopped") and change.reason is None and before.reason is not None:
+            # The reason stays until the stream runs again: "connecting, because of a time-out".
+            change = StateChange(state=change.state, reason=before.reason, detail=before.detail)
+        self._state = change
+        self._state_at = self._house.clock()
+        if change.state == "running":
+            self._seen = change
+        if change.state == "backoff":
+            reason = change.reason or "error"
+            self.reconnects[reason] = self.reconnects.get(reason, 0) + 1
+        if (before.state, before.reason) != (change.state, change.reason):
+            log.info(
+                "stream=%s state=%s reason=%s%s", self.id, change.state, change.reason,
+                f" detail={change.detail!r}" if change.detail else "", extra={"stream": self.id},
+            )  # fmt: skip
+        self._house.hub.publish(self.state_message())
+
+    def on_lost(self) -> None:
+        """The camera's process is gone and its last record has been applied. Whole pictures go their way."""
+        entries = self.ledger_entries
+        entries.drop_all("ingest", "process_lost", [seq for seq in entries.open_seqs() if seq not in self._held])
+
+    # From the dispatcher.
+
+    def dropped(self, frame: Waiting, reason: str) -> None:
+        event = self._release(frame.seq)
+        self.ledger_entries.drop(frame.seq, "batching", reason)
+        self.camera.free(event.slot, event.seq, False)
+
+    def done(self, frame: Waiting, outcome: Outcome) -> None:
+        house = self._house
+        event = self._release(frame.seq)
+        failed = outcome.reason is not None
+        if outcome.reason is not None:
+            self.ledger_entries.drop(frame.seq, "inference", outcome.reason)
+            house.metrics.inference_error(outcome.reason)
+        else:
+            self.ledger_entries.complete(frame.seq)
+        self.camera.free(event.slot, event.seq, not failed)
+        if self.closing:
+            return
+        model = house.model()
+        message = outcomes.result(
+            self.id, event, outcome, names=model.names, model=model.name, generation=model.generation,
+            sent_at=house.clock(), sent_unix=house.wall_clock(),
+        )  # fmt: skip
+        self._recent.append(message)
+        if not failed:
+            spent = message["latency_ms"]
+            self._latencies.append(spent["total"])
+            house.metrics.observe_result(
+                self.id, spent["decode"] / 1e3, spent["queue"] / 1e3, spent["inference"] / 1e3,
+                spent["postprocess"] / 1e3, spent["total"] / 1e3,
+            )  # fmt: skip
+            house.metrics.count_detections(self.id, [d["class"] for d in message["detections"]])
+        house.hub.publish(message)
+
+    def _release(self, seq: int) -> Event:
+        event = self._held.pop(seq)
+        if not self._held:
+            self._empty.set()
+        return event
+
+    async def emptied(self, timeout_s: float) -> bool:
+        """Wait until the server owns no frame of this stream; False if the time was over before."""
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    # For delivery.
+
+    def ledger(self) -> LedgerView:
+        self.camera.drain()
+        return LedgerView.model_validate(self.ledger_entries.snapshot())
+
+    def recent(self, limit: int) -> Sequence[Result]:
+        return list(islice(reversed(self._recent), limit))
+
+    def state_message(self) -> State:
+        state, elapsed = self._state, self._house.clock() - self._state_at
+        message: State = {"type": "state", "stream": self.id, "state": state.state, "reason": state.reason}
+        if state.retry_in_s is not None:
+            message["retry_in_s"] = round(max(state.retry_in_s - elapsed, 0.0), 3)
+        return message
+
+    @property
+    def state(self) -> str:
+        return self._state.state
+
+    def counters(self) -> StreamCounters:
+        """For a scrape of the metrics."""
+        self.camera.drain()
+        entries = self.ledger_entries
+        return StreamCounters(
+            received=entries.received,
+            completed=entries.completed,
+            in_flight=entries.in_flight,
+            dropped=entries.dropped,
+            state=self._state.state,
+            last_frame_age_s=self.last_frame_age_s(),
+            reconnects=self.reconnects,
+            decode_errors=self.decode_errors,
+        )
+
+    def last_frame_age_s(self) -> float | None:
+        return None if self._newest is None else self._house.clock() - self._newest.arrived_at
+
+    def tick(self) -> None:
+        """Once a second: samples for the rates."""
+        self._rates.append((self._house.clock(), self.ledger_entries.received, self.ledger_entries.completed))
+
+    def status(self) -> StreamStatus:
+        self.camera.drain()
+        state, seen, newest = self._state, self._seen, self._newest
+        received_fps = detected_fps = None
+        if len(self._rates) > 1:
+            (t0, received0, completed0), (t1, received1, completed1) = self._rates[0], self._rates[-1]
+            received_fps = round((received1 - received0) / (t1 - t0), 2)
+            detected_fps = round((completed1 - completed0) / (t1 - t0), 2)
+        p50 = p99 = None
+        if self._latencies:
+            p50, p99 = (round(float(x), 2) for x in np.percentile(self._latencies, (50, 99)))
+        last = self._recent[-1] if self._recent else None
+        age = self.last_frame_age_s()
+        return StreamStatus.model_validate(
+            {
+                "state": state.state,
+                "reason": state.reason,
+                "detail": state.detail,
+                "retry_in_s": self.state_message().get("retry_in_s"),
+                "codec": seen.codec,
+                "width": last["width"] if last else seen.width,
+                "height": last["height"] if last else seen.height,
+                "fps": seen.fps,
+                "fps_received": received_fps,
+                "fps_detected": detected_fps,
+                "latency_ms_p50": p50,
+                "latency_ms_p99": p99,
+                "last_frame_age_s": None if age is None else round(age, 3),
+                "transport": seen.transport,
+                "decoder": seen.decoder,
+                "client": seen.client,
+                "reconnects": sum(self.reconnects.values()),
+                "received_at": None if newest is None else outcomes.timestamp(newest.received_unix),
+            }
+        )
+
+
+def class_thresholds(
+    definition: StreamDefinition, names: dict[int, str], default: float
+) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
+    """float32[nc], 2.0 for a class that is not wanted; None if one confidence holds for all.
+
+    ValueError `FIELD: ...` for a class that the model does not have.
+    """
+    if definition.classes is None and not definition.class_confidence:
+        return None
+    known = {name: class_id for class_id, name in names.items()}
+    chosen = definition.class_confidence or {}
+    for field, asked in (("classes", definition.classes or []), ("class_confidence", chosen)):
+        for name in asked:
+            if name not in known:
+                raise ValueError(f"{field}: the model has no class {name!r}")
+    confidence = definition.confidence if definition.confidence is not None else default
+    wanted = known if definition.classes is None else set(definition.classes)
+    thresholds = np.full(max(names) + 1, 2.0, np.float32)
+    for name, class_id in known.items():
+        if name in wanted:
+            thresholds[class_id] = chosen.get(name, confidence)
+    return thresholds

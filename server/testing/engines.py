@@ -1,0 +1,121 @@
+"""A fake engine for tests: no model, quick to start, and its pictures tell it what to do, or what to do wrong.
+
+    config = WorkerConfig(bundle=fake_bundle(seconds=0.01), engine_factory=FACTORY)
+
+A picture's first pixel is (behaviour, class id, confidence in 1/255); see `mark`. Each picture has one object, in the
+box `BOX` of the input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from server.inference.config import WorkerConfig
+from server.inference.worker import Loaded
+from yolov9.engines.base import EngineError
+
+FACTORY = "server.testing.engines:load"
+CLASSES = 4
+ANCHORS = 400
+BOX = (32.0, 64.0, 96.0, 160.0)
+"""x1, y1, x2, y2 in input pixels."""
+BAD_HEIGHT = 96
+"""Inputs of this height cannot be prepared."""
+
+
+class Behaviour(IntEnum):
+    DETECT = 0
+    RAISE = 1
+    NAN = 2
+    HANG = 3
+    CRASH = 4
+    """A real SIGSEGV, as of a native library."""
+    CROWD = 5
+    """An object in every anchor, none of which overlap."""
+
+
+class FakeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    seconds: float = 0.0
+    """What a picture takes, asleep and without the GIL, like a native call."""
+    parallel: int = 1
+    max_batch: int = 8
+    prepare_seconds: float = 0.0
+    fails_while: str | None = None
+    """The engine cannot be started as long as there is a file of this path."""
+    hangs_while: str | None = None
+    """The start hangs if there is a file of this path."""
+
+
+def fake_bundle(**settings: object) -> str:
+    """`WorkerConfig.bundle` for a fake engine with these `FakeSettings`."""
+    return msgspec.json.encode(msgspec.convert(settings, FakeSettings)).decode()
+
+
+def mark(
+    image: npt.NDArray[np.uint8], behaviour: Behaviour = Behaviour.DETECT, class_id: int = 0, confidence: int = 255
+) -> None:
+    """Tell the engine what to do with the picture `image` (H, W, 3)."""
+    image[0, 0] = (behaviour, class_id, confidence)
+
+
+def load(config: WorkerConfig) -> Loaded:
+    """The factory."""
+    settings = msgspec.json.decode(config.bundle, type=FakeSettings)
+    if settings.hangs_while is not None and Path(settings.hangs_while).exists():
+        time.sleep(3600)
+    if settings.fails_while is not None and Path(settings.fails_while).exists():
+        raise EngineError("the fake engine was told not to start")
+    return Loaded(FakeEngine(settings), "it is the only one", (384, 640))
+
+
+class FakeEngine:
+    name = "fake"
+    precision = "fp32"
+    device = "none"
+
+    def __init__(self, settings: FakeSettings) -> None:
+        self._settings = settings
+        self.parallel = settings.parallel
+        self.max_batch = settings.max_batch
+
+    def prepare(self, height: int, width: int) -> None:
+        if height == BAD_HEIGHT:
+            raise EngineError(f"the fake engine was told not to prepare {width}x{height}")
+        time.sleep(self._settings.prepare_seconds)
+
+    def infer(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        time.sleep(self._settings.seconds * len(images))
+        predictions = np.zeros((len(images), 4 + CLASSES, ANCHORS), np.float32)
+        for image, prediction in zip(images, predictions, strict=True):
+            self._look(image, prediction)
+        return predictions
+
+    def close(self) -> None:
+        pass
+
+    def _look(self, image: npt.NDArray[np.uint8], prediction: npt.NDArray[np.float32]) -> None:
+        behaviour, class_id, confidence = (int(value) for value in image[0, 0])
+        match behaviour:
+            case Behaviour.RAISE:
+                raise EngineError("the fake engine was told to fail")
+            case Behaviour.NAN:
+                prediction[4:, 7] = np.nan
+            case Behaviour.HANG:
+                time.sleep(3600)
+            case Behaviour.CRASH:
+                ctypes.string_at(0)
+            case Behaviour.CROWD:
+                top, left = np.divmod(np.arange(ANCHORS, dtype=np.float32) * 8, 640)
+                prediction[:4] = (left, 64 + top * 8, left + 8, 72 + top * 8)
+                prediction[4 + class_id] = 1.0
+            case _:
+                prediction[:4, 0] = BOX
+                prediction[4 + class_id, 0] = confidence / 255

@@ -1,0 +1,140 @@
+"""The whole way: a real camera, a real server process, real clients."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess, wait_for
+from tiny_model import tiny_bundle
+
+from server.testing.camera import Camera, Mount
+from server.testing.synthetic import make_clip
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def clip() -> Path:
+    return make_clip(width=320, height=192, fps=10, frames=30, gop=10)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("model") / "tiny").path
+
+
+@pytest.fixture
+def server(model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(model, tmp_path / "data") as running:
+        yield running
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_a_camera_in_detections_out(server: ServerProcess, clip: Path, transport: str) -> None:
+    with Camera({"/door": Mount(clip)}, username="viewer", password="p@ss:w/rd") as camera:
+        server.add(
+            id="door", url=camera.url("/door", credentials=False), username="viewer", password="p@ss:w/rd",
+            transport=transport,
+        )  # fmt: skip
+        results = []
+        for message in server.messages("/streams/door/detections"):
+            if message["type"] == "result":
+                results.append(message)
+            if len(results) == 20:
+                break
+        seqs = [r["seq"] for r in results]
+        assert seqs == sorted(set(seqs))
+        for result in results:
+            spent = result["latency_ms"]
+            assert result["status"] == "ok"
+            assert (result["width"], result["height"]) == (320, 192)
+            stages = sum(spent[stage] for stage in ("decode", "queue", "inference", "postprocess"))
+            assert spent["total"] == pytest.approx(stages, abs=0.01)
+        status = server.status("door")
+        assert (status["state"], status["codec"], status["client"], status["transport"]) == (
+            "running", "h264", "native", transport,
+        )  # fmt: skip
+        ledger = server.ledger("door")
+        assert ledger["completed"] >= 20
+        assert "p@ss" not in server.http.get("/streams").text
+        picture = server.http.get("/streams/door/snapshot.jpg", params={"annotate": True})
+        assert picture.status_code == 200
+        assert picture.content[:2] == b"\xff\xd8"
+        assert 'yolov9_stream_frames_received_total{stream="door"}' in server.http.get("/metrics").text
+    assert "p@ss" not in "".join(server.log)
+
+
+def test_streams_come_back_after_a_restart_and_after_kill_9(model: Path, tmp_path: Path, clip: Path) -> None:
+    with Camera({"/door": Mount(clip)}) as camera:
+        with ServerProcess(model, tmp_path / "data") as server:
+            server.add(id="door", url=camera.url("/door"))
+            wait_for(lambda: server.ledger("door")["completed"] >= 3, 20, "detections")
+            below = set(server.children())
+            server.process.kill()
+            server.process.wait(5)
+            wait_for(lambda: not below & set(_alive(below)), 10, "the end of all processes of the killed server")
+        with ServerProcess(model, tmp_path / "data") as server:
+            wait_for(lambda: server.ledger("door")["completed"] >= 3, 20, "detections after the restart")
+            assert server.terminate() < 5
+            (line,) = [line for line in server.log if "closed ledger=" in line]
+            assert "'in_flight': 0" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_stopped_camera_process_costs_only_its_own_camera(
+    server: ServerProcess, clip: Path, number: signal.Signals
+) -> None:
+    with Camera({"/a": Mount(clip), "/b": Mount(clip)}) as camera:
+        server.add(id="a", url=camera.url("/a"))
+        wait_for(lambda: server.ledger("a")["completed"] >= 3, 20, "detections of a")
+        before = set(server.children())
+        server.add(id="b", url=camera.url("/b"))
+        wait_for(lambda: server.ledger("b")["completed"] >= 3, 20, "detections of b")
+        (pid,) = set(server.children()) - before
+        _send(pid, number)
+        wait_for(lambda: server.status("b")["reason"] == "process_lost", 15, "the loss of b")
+        had = server.ledger("b")
+        wait_for(lambda: server.ledger("b")["completed"] > had["completed"] + 3, 20, "detections of b again")
+        assert server.status("a")["reconnects"] == 0
+        assert server.ledger("a")["dropped"].get("ingest", {}).get("process_lost", 0) == 0
+
+
+def test_an_address_that_does_not_answer_says_why_and_disturbs_nobody(server: ServerProcess, clip: Path) -> None:
+    with Camera({"/a": Mount(clip)}) as camera:
+        server.add(id="a", url=camera.url("/a"))
+        server.add(id="dead", url="rtsp://127.0.0.1:9/none")
+        server.add(id="lost", url=camera.url("/missing"))
+        wait_for(lambda: server.status("dead")["reason"] == "refused", 10, "refused")
+        wait_for(lambda: server.status("lost")["reason"] == "not_found", 10, "not_found")
+        wait_for(lambda: server.ledger("a")["completed"] >= 5, 10, "detections")
+        assert server.http.delete("/streams/dead").status_code == 204
+        assert server.http.get("/streams/dead").status_code == 404
+
+
+def test_every_frame_of_a_file_is_detected_once(model: Path, tmp_path: Path, clip: Path) -> None:
+    with ServerProcess(model, tmp_path / "data", "--media", str(clip.parent)) as server:
+        server.add(id="file", url=clip.name, every_frame=True)
+        wait_for(lambda: server.status("file")["state"] == "stopped", 20, "the end of the file")
+        wait_for(lambda: server.ledger("file")["in_flight"] == 0, 10, "the last frame")
+        assert server.status("file")["reason"] == "ended"
+        assert server.ledger("file") == {"received": 30, "completed": 30, "in_flight": 0, "dropped": {}}
+
+
+def _alive(pids: set[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and ") Z " not in _stat(pid)]
+
+
+def _stat(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ") Z "
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    import os
+
+    os.kill(pid, number)
