@@ -51,10 +51,22 @@ def _plain_json(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return value
 
 
+def _clear_credentials(url: str) -> str:
+    """User information that can be told from the rest, without percent-encoded control characters."""
+    bare, user, password = split_credentials(url)
+    if user is not None and _may_hold_a_password(bare):
+        raise ValueError("where the password ends is not clear; write `@` as %40 and `/` as %2F")
+    try:
+        _printable(f"{user or ''}{password or ''}")
+    except ValueError as error:
+        raise ValueError(f"user name and password {error}") from None
+    return url
+
+
 def _not_null(schema: dict[str, Any]) -> None:
     """For OpenAPI: may be left out, but not be null."""
     schema |= next(choice for choice in schema.pop("anyOf") if choice.get("type") != "null")
-    schema.pop("default")
+    schema.pop("default", None)
 
 
 _PRINTABLE = Field(json_schema_extra={"pattern": r"^[^\x00-\x1f\x7f]*$"})
@@ -66,6 +78,7 @@ Address = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=4096),
     AfterValidator(_printable),
+    AfterValidator(_clear_credentials),
     Field(json_schema_extra={"pattern": r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"}),
 ]
 ADDRESS = "rtsp(s)://, http(s):// or the path of a file below a media folder."
@@ -143,22 +156,16 @@ class StreamDefinition(StreamFields):
 
     @model_validator(mode="after")
     def _split_credentials(self) -> StreamDefinition:
-        bare, user, password = split_credentials(self.url)
-        if user is not None and _may_hold_a_password(bare):
-            raise ValueError("url: where the password ends is not clear; write `@` as %40 and `/` as %2F")
-        self.url = bare
-        try:  # percent-encoded control characters come out here
-            if user is not None and self.username is None:
-                self.username = _printable(user)
-            if password is not None and self.password is None:
-                self.password = SecretStr(_printable(password))
-        except ValueError as error:
-            raise ValueError(f"url: the user information {error}") from None
+        self.url, user, password = split_credentials(self.url)
+        if user is not None and self.username is None:
+            self.username = user
+        if password is not None and self.password is None:
+            self.password = SecretStr(password)
         return self
 
     def patched(self, patch: StreamPatch) -> StreamDefinition:
-        """A new definition with the patch's set fields; validates again. Credentials inside the patch's `url` replace
-        the old ones, unless the patch names others."""
+        """A new definition with the patch's set fields. Credentials inside the patch's `url` replace the old ones,
+        unless the patch names others."""
         data = reveal(self)
         changes = reveal(patch, exclude_unset=True)
         if patch.url is not None and split_credentials(patch.url)[1] is not None:

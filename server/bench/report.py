@@ -173,13 +173,19 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"p50": percentile(values, 50), "max": max(values, default=None)}
 
 
+def mean(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Rates and costs of a part alone, averaged over two measurements; everything else as in the first."""
+    return {name: (value + after[name]) / 2 if isinstance(value, float) else value for name, value in before.items()}
+
+
 # The table.
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The report of `cli` (command, machine, baselines, figures) for a terminal."""
     figures, engine, video = report["figures"], report["engine_alone"], report["video_alone"]
-    lines = [f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {_versions(report)}", ""]
+    lines = [f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {_versions(report)}"]
+    lines += [_clip_line(report["clip"]), ""]
     lines += ["alone, before the server"]
     lines += _alone_rows(engine, video)
     if report.get("engine_alone_after"):
@@ -197,6 +203,13 @@ def table(report: Mapping[str, Any]) -> str:
     if "cpu" in figures:
         lines += ["", *_rows(_cost_rows(figures))]
     return "\n".join(lines)
+
+
+def _clip_line(clip: Mapping[str, Any]) -> str:
+    text = f"{clip['name']}: {clip['codec']} {clip['width']}x{clip['height']}, {clip['fps']:g} fps"
+    if clip["reorder_ms"]:
+        text += f"; its B-frames make any decoder hold frames back, up to {clip['reorder_ms']:.0f} ms of `decode`"
+    return text
 
 
 def _versions(report: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ from server.bench.report import Ledger, Measured, balances
 from server.bench.watcher import Watcher
 
 _FIRST_RESULT_S = 30.0
-_DRAIN_S = 5.0
+_DRAIN_S = 3.0
+"""Well below the server's read time-out, after which it would count the silent cameras as stalled."""
+_SETTLED_S = 0.5
 _READ_EVERY_S = 0.25
 """Ledgers and processes are looked at so often: some milliseconds of the server's CPU each second with many streams."""
 _FILE_STREAM = "file"
@@ -95,7 +97,7 @@ def _window(server: Server, watcher: Watcher, plan: Plan, streams: list[str]) ->
         if not watcher.alive:
             raise BenchError("the server closed the WebSocket")
         if sys.stderr.isatty():
-            print(f"\r{max(0.0, left):4.0f} s left ", end="", file=sys.stderr, flush=True)
+            print(f"\r{max(0.0, left):4.0f} s left \r", end="", file=sys.stderr, flush=True)
     window = time.monotonic() - begin
     watcher.end()
     measured = Measured(
@@ -113,20 +115,22 @@ def _window(server: Server, watcher: Watcher, plan: Plan, streams: list[str]) ->
 
 
 def _drain(server: Server, plan: Plan, measured: Measured) -> None:
-    """The cameras fall silent; what is under way ends; then what was sent and what was received can be compared."""
+    """The cameras fall silent and what is under way ends; then what was sent and what was received can be compared.
+
+    Frames that a decoder holds to put B-frames in order stay in flight: it is over once nothing changes any more."""
     if plan.cameras is not None:
         measured.frames_sent = plan.cameras.fall_silent()
-    # A file goes on for ever: for its stream the last reading is as good as any.
-    silent = list(plan.cameras.urls) if plan.cameras is not None else []
     deadline = time.monotonic() + _DRAIN_S
-    while True:
-        ledgers = _ledgers(server, list(measured.last))
-        measured.ledger_reads += len(ledgers)
-        measured.unbalanced_reads += sum(not balances(ledger) for ledger in ledgers.values())
-        if not any(ledgers[stream]["in_flight"] for stream in silent) or time.monotonic() > deadline:
-            measured.final = ledgers
-            return
-        time.sleep(0.05)
+    streams = list(measured.last)
+    before: dict[str, Ledger] = {}
+    while (now := _ledgers(server, streams)) != before and time.monotonic() < deadline:
+        before = now
+        measured.ledger_reads += len(now)
+        measured.unbalanced_reads += sum(not balances(ledger) for ledger in now.values())
+        if plan.cameras is None:
+            break  # a file goes on for ever: one reading is as good as another
+        time.sleep(_SETTLED_S)
+    measured.final = now
 
 
 def _ledgers(server: Server, streams: list[str]) -> dict[str, Ledger]:

@@ -11,6 +11,7 @@ Knows no sockets: whoever sends is woken and takes what is next (`Subscriber.pop
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -20,11 +21,14 @@ import msgspec
 
 from server.results import Detection, Gap, Message, Result, State
 
+log = logging.getLogger("yolov9.delivery")
+
 SLOW_CLIENT = "slow_client"
 REMOVED = "removed"
 """`reason` of the last state message of a stream."""
 NORMAL_CLOSURE = 1000
 GOING_AWAY = 1001
+INTERNAL_ERROR = 1011
 
 _encode = msgspec.json.Encoder().encode
 
@@ -59,6 +63,7 @@ class Closing(NamedTuple):
     reason: str
 
 
+_FAILED = Closing(INTERNAL_ERROR, "sending failed")
 _SERVER_ENDS = Closing(GOING_AWAY, "the server is going away")
 
 
@@ -195,7 +200,11 @@ class Hub:
             encoded = encodings.get(selection)
             if encoded is None:
                 encoded = encodings[selection] = _encoded(message, selection, encodings, now)
-            subscriber.offer(encoded)
+            try:
+                subscriber.offer(encoded)
+            except Exception:  # whatever it is, the others and the frames on their way have no part in it
+                log.exception("stream=%s a subscriber failed and is dropped", stream, extra={"stream": stream})
+                self._close(subscriber, _FAILED)
 
     def subscribe(
         self,
@@ -242,7 +251,10 @@ class Hub:
     def _close(self, subscriber: Subscriber, closing: Closing) -> None:
         self.unsubscribe(subscriber)
         subscriber.closing = closing
-        subscriber.wake()
+        try:
+            subscriber.wake()
+        except Exception:
+            log.exception("a subscriber failed at its end")
 
     def _set_limits(self) -> None:
         """A subscriber to all streams gets as many messages a stream kept as a subscriber to one."""

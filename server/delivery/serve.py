@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -15,8 +14,6 @@ from fastapi import FastAPI
 
 from server.delivery.push import PushProtocol
 from server.settings import ServerSettings
-
-log = logging.getLogger("yolov9.delivery")
 
 _MAX_INCOMING_BYTES = 64 << 10
 """Of a WebSocket message from a client; a larger one closes its connection (1009)."""

@@ -59,27 +59,35 @@ async def serve_websocket(
     """From the handshake to the end, whoever ends it. NoCapacity refuses the handshake."""
     context.check_room()
     hub = context.runtime.hub
-    with context.client("websocket"):
-        await websocket.accept()
-        subscriber = hub.subscribe(streams=streams, selection=selection, bound=bound)
-        protocol: PushProtocol | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-        sender = _Through(context, subscriber, websocket) if protocol is None else _Past(context, subscriber, protocol)
-        incoming = asyncio.create_task(_ignore_incoming(websocket))
-        outgoing = asyncio.create_task(sender.run())
-        try:
-            await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
-            closing = subscriber.closing
-            if incoming.done() and not incoming.cancelled():
-                closing = incoming.result()
-            if closing is not None:
-                await _close(websocket, protocol, closing)
-        finally:
-            hub.unsubscribe(subscriber)
-            if protocol is not None:
-                protocol.on_writable = None
-            incoming.cancel()
-            outgoing.cancel()
-            await asyncio.gather(incoming, outgoing, return_exceptions=True)
+    # Before the handshake ends: a stream that is removed meanwhile ends its subscription all the same.
+    subscriber = hub.subscribe(streams=streams, selection=selection, bound=bound)
+    try:
+        with context.client("websocket"):
+            await websocket.accept()
+            await _run(websocket, context, subscriber)
+    finally:
+        hub.unsubscribe(subscriber)
+
+
+async def _run(websocket: WebSocket, context: Context, subscriber: Subscriber) -> None:
+    protocol: PushProtocol | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    sender = _Through(context, subscriber, websocket) if protocol is None else _Past(context, subscriber, protocol)
+    incoming = asyncio.create_task(_ignore_incoming(websocket))
+    outgoing = asyncio.create_task(sender.run())
+    try:
+        await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
+        closing = incoming.result() if incoming.done() else subscriber.closing
+        if closing is not None:
+            await _close(websocket, protocol, closing)
+    finally:
+        if protocol is not None:
+            protocol.on_writable = None
+        incoming.cancel()
+        outgoing.cancel()
+        results = await asyncio.gather(incoming, outgoing, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
 async def events(context: Context, streams: frozenset[str] | None, selection: Selection) -> AsyncGenerator[bytes, None]:

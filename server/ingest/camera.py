@@ -14,7 +14,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import av
 import av.error
@@ -60,6 +61,8 @@ log = logging.getLogger("yolov9.ingest")
 HEARTBEAT_S = 1.0
 BLIND_S = 30.0
 """Frames come and none can be shown for so long: the connection is given up, and a new one begins at a keyframe."""
+PARTING_S = 1.2
+"""To close the source in order: a camera counts a session that was not torn down for a minute or so."""
 _WATCH_S = 0.5
 
 
@@ -67,12 +70,20 @@ class CameraProcess:
     """All parts of one camera's process. `run` is the main thread's loop and returns after STOP."""
 
     def __init__(
-        self, task: CameraTask, events_fd: int, control: socket.socket, arena: Arena, sources: Sources = sources_for
+        self,
+        task: CameraTask,
+        events_fd: int,
+        control: socket.socket,
+        arena: Arena,
+        sources: Sources = sources_for,
+        leave: Callable[[int], NoReturn] = os._exit,
     ) -> None:
+        """`leave` ends the process from any thread, at once."""
+        self._leave = leave
         self._settings = task.settings
         self._arena = arena
-        self._events = EventPipe(events_fd, _orphaned)
-        self._control = ControlSocket(control, _orphaned)
+        self._events = EventPipe(events_fd, self._orphaned)
+        self._control = ControlSocket(control, self._orphaned)
         self._states = States(self._control)
         self._intake = Intake()
         self._slots = Slots(task.slots, task.held)
@@ -92,7 +103,8 @@ class CameraProcess:
 
     def run(self) -> None:
         """Work until the server says STOP; then every frame that it does not own has its record."""
-        threading.Thread(target=self._receiver.run, name="receiver", daemon=True).start()
+        receiver = threading.Thread(target=self._receiver.run, name="receiver", daemon=True)
+        receiver.start()
         threading.Thread(target=self._obey, name="control", daemon=True).start()
         while not self._stopping.is_set():
             self._beat()
@@ -109,6 +121,7 @@ class CameraProcess:
             self._settle(self._decoder.reset(DropReason.STOPPED))
         for seq in self._intake.clear():
             self._events.drop(seq, DropReason.STOPPED)
+        receiver.join(PARTING_S)
 
     # Frames: the main thread.
 
@@ -255,12 +268,16 @@ class CameraProcess:
         while True:
             data = self._control.receive(_WATCH_S)
             if data == b"":
-                _orphaned()
+                self._orphaned()
             elif data is not None:
                 yield from reader.feed(data)
             if (error := self._receiver.stuck(time.monotonic())) is not None:
                 self._states.report(backing_off(error))
-                os._exit(EXIT_STUCK)
+                self._leave(EXIT_STUCK)
+
+    def _orphaned(self) -> NoReturn:
+        """The server is gone."""
+        self._leave(EXIT_ORDERLY)
 
     def _apply(self, settings: CameraSettings) -> None:
         if settings.max_fps != self._settings.max_fps:
@@ -293,11 +310,6 @@ def isolate(name: str) -> None:
 def _crashed(args: threading.ExceptHookArgs) -> None:
     log.error("thread %s crashed", args.thread.name if args.thread else "?", exc_info=args.exc_value)
     os._exit(EXIT_CRASHED)
-
-
-def _orphaned() -> None:
-    """The server is gone."""
-    os._exit(EXIT_ORDERLY)
 
 
 def _limiter(settings: CameraSettings) -> RateLimiter | None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from server.bench import procfs
 from server.bench.baseline import BaselineError, measure, video_alone
-from server.bench.cli import main, parser
+from server.bench.cli import describe, main, parser
 from server.bench.machine import cpu_model, machine, versions
 from server.bench.procfs import Process, Usage, parse, pss_bytes, roles, snapshot
-from server.bench.report import Measured, balances, latency_figures, percentile, summarise, table
+from server.bench.report import Measured, balances, latency_figures, mean, percentile, summarise, table
 from server.testing.synthetic import make_clip
 
 ENGINE = {
@@ -24,6 +24,13 @@ ENGINE = {
 }  # fmt: skip
 VIDEO = {
     "codec": "h264", "width": 640, "height": 272, "frames": 1000, "frames_per_s": 500.0, "cpu_s_per_frame": 0.005,
+}  # fmt: skip
+CLIP = {
+    "name": "a.mp4", "codec": "h264", "width": 640, "height": 272, "fps": 25.0, "frames": 250, "reorder_ms": 0.0,
+}  # fmt: skip
+ALONE = {
+    "machine": {"cpu": "A CPU", "cores": 2}, "versions": {"server": "1", "av": "18"}, "clip": CLIP,
+    "engine_alone": ENGINE, "video_alone": VIDEO,
 }  # fmt: skip
 
 
@@ -98,6 +105,10 @@ def test_cost_is_held_against_the_parts_alone(measured):
     assert cpu["s_per_detected_frame_by_role"]["inference"] == pytest.approx(0.020)
 
 
+def test_two_measurements_of_a_part_are_averaged():
+    assert mean(ENGINE, ENGINE | {"images_per_s": 70.0, "images": 1}) == ENGINE | {"images_per_s": 60.0}
+
+
 def test_latency_by_stage_and_its_drift():
     figures = latency_figures([latency(23.0)] * 98 + [latency(30.0)] * 2 + [latency(23.0)] * 50 + [latency(90.0)] * 50)
     assert figures["total"] == {"p50": 23.0, "p95": 90.0, "p99": 90.0}
@@ -111,15 +122,17 @@ def test_latency_by_stage_and_its_drift():
 def test_table_says_what_was_measured(measured, known_pid):
     if not known_pid:
         measured.cpu_s = None
-    report = {
-        "machine": {"cpu": "A CPU", "cores": 2}, "versions": {"server": "1", "av": "18"}, "engine_alone": ENGINE,
-        "video_alone": VIDEO, "figures": summarise(measured, ENGINE, VIDEO), "engine_alone_after": ENGINE,
+    report = ALONE | {
+        "clip": CLIP | {"reorder_ms": 120.0},
+        "figures": summarise(measured, ENGINE, VIDEO),
+        "engine_alone_after": ENGINE,
         "video_alone_after": VIDEO,
-    }  # fmt: skip
+    }
     lines = table(report).splitlines()
     text = "\n".join(" ".join(line.split()) for line in lines)
     assert "detected 24.0 frames/s; by stream 12.00 to 12.00" in text
     assert "dropped ingest/no_slot 60" in text
+    assert "a.mp4: h264 640x272, 25 fps; its B-frames make any decoder hold frames back, up to 120 ms" in text
     assert "410 sent by the cameras; 410 received = 340 completed + 70 dropped + 0 in flight" in text
     assert "total 23.0 23.0 100.0" not in text, "p99 of 200 results with two slow ones is still fast"
     assert "total 23.0 23.0 23.0" in text
@@ -130,11 +143,7 @@ def test_table_says_what_was_measured(measured, known_pid):
 
 def test_an_empty_run_has_a_table_too():
     empty = Measured(1.0, {"a": ledger(0, 0)}, {"a": ledger(0, 0)}, {"a": ledger(0, 0)}, cpu_s={"server": 0.1})
-    report = {
-        "machine": {"cpu": "A CPU", "cores": 2}, "versions": {}, "engine_alone": ENGINE, "video_alone": VIDEO,
-        "figures": summarise(empty, ENGINE, VIDEO),
-    }  # fmt: skip
-    assert "detected            0.0 frames/s" in table(report)
+    assert "detected            0.0 frames/s" in table(ALONE | {"figures": summarise(empty, ENGINE, VIDEO)})
 
 
 # Processes.
@@ -204,7 +213,14 @@ def test_unreadable_memory_is_unknown(tmp_path, monkeypatch):
     assert pss_bytes([1], tmp_path) is None
 
 
-# The machine and the parts alone.
+# The machine, the clip and the parts alone.
+
+
+def test_clip_is_described_with_what_its_b_frames_cost():
+    clip = {"width": 320, "height": 192, "fps": 50, "frames": 50, "gop": 5}
+    plain, with_b = describe(make_clip(**clip)), describe(make_clip(**clip, b_frames=2))
+    assert (plain["codec"], plain["width"], plain["frames"], plain["reorder_ms"]) == ("h264", 320, 50, 0.0)
+    assert with_b["reorder_ms"] >= 20
 
 
 def test_machine_and_versions_are_named():
@@ -229,7 +245,14 @@ def test_a_part_that_fails_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--cameras", "0"], ["--seconds", "0"], ["--cameras", "-1"], ["--transport", "carrier-pigeon"]]
+    "arguments",
+    [
+        ["--cameras", "0"],
+        ["--seconds", "0"],
+        ["--cameras", "-1"],
+        ["--transport", "carrier-pigeon"],
+        ["--size", "641x1"],
+    ],
 )
 def test_bad_usage(arguments, capsys):
     with pytest.raises(SystemExit) as error:

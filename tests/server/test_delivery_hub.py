@@ -199,6 +199,22 @@ def test_the_end_of_the_server_ends_all() -> None:
     assert len(hub) == 0
 
 
+def test_one_who_fails_costs_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    hub = make()
+    before, broken, after = hub.subscribe(), hub.subscribe(), hub.subscribe()
+
+    def fail() -> None:
+        raise OSError("the socket is gone")
+
+    broken.wake = fail
+    hub.publish(result("a", 1))
+    hub.publish(result("a", 2))
+    assert [m["seq"] for m in drain(before)] == [m["seq"] for m in drain(after)] == [1, 2]
+    assert broken.closing is not None
+    assert len(hub) == 2
+    assert "the socket is gone" in caplog.text
+
+
 def test_who_left_gets_nothing_more() -> None:
     hub = make()
     subscriber = hub.subscribe()
