@@ -199,9 +199,9 @@ def _towers(state: State, box: str, cls: str) -> tuple[int, Towers]:
 
 
 def _class_table(table: Any, classes: int) -> dict[int, str]:
-    if table is None:
-        return class_names(coco_names() if classes == 80 else classes)
     try:
+        if table is None:
+            return class_names(coco_names() if classes == 80 else classes)
         names = class_names({int(k): v for k, v in table.items()} if isinstance(table, dict) else list(table))
     except (TypeError, ValueError) as e:
         raise WeightsError(f"its class names are not a table of names: {e}") from e

@@ -182,6 +182,13 @@ def test_keys_that_do_not_fit_are_counted_and_named(state: State, tmp_path: Path
     assert "1 of another shape: model.12.cv4.conv.weight (7, 7, 1, 1) instead of (96, 192, 1, 1)" in text
 
 
+def test_a_head_without_classes_is_refused(state: State) -> None:
+    for level in range(3):
+        state[f"model.29.cv5.{level}.2.weight"] = torch.zeros(0, 64, 1, 1)
+    with pytest.raises(WeightsError, match="classes"):
+        from_state_dict(state)
+
+
 def test_an_error_names_some_keys_only(state: State) -> None:
     few = {k: t for k, t in state.items() if not k.startswith("model.15.")}
     with pytest.raises(WeightsError, match=r"missing: model\.15\.\S+, model\.15\.\S+, .*, \.\.\.$") as caught:
@@ -212,6 +219,7 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_pickled_objects_are_refused_and_never_run(tmp_path: Path, protocol: int) -> None:
     torch.save({"model": Trap(tmp_path / "trapped")}, tmp_path / "zip.pt", pickle_protocol=protocol)
