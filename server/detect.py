@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from yolov9.images import ImageError, read_image
 
 from server import outcome as outcomes
 from server.batching.dispatcher import Dispatcher, Job, Outcome
@@ -23,6 +22,7 @@ from server.results import Detection
 from server.shm import Arena
 from server.stream import Model
 from yolov9.geometry import input_shape
+from yolov9.images import ImageError, read_image
 from yolov9.letterbox import Letterboxer
 
 STREAM = "POST /detect"
