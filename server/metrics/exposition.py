@@ -1,8 +1,8 @@
 """Counters, gauges and histograms as Prometheus text (format 0.0.4), written by hand.
 
-The official client renders some 200,000 samples a second here and takes a lock for each observation: 50 ms for a scrape
-with 256 streams, during which the event loop stands still. Frames pass on that loop alone, so plain numbers and
-f-strings do, ten times cheaper. Tests compare every line with what the official client makes of the same numbers.
+The official client takes 100 to 200 ms for the 10,000 samples of 256 streams, during which the event loop would stand
+still, and a lock for each observation. All frames pass on that one loop, so plain numbers and prepared lines do: 7 ms,
+and .2 us an observation instead of 1.4. Tests compare every line with what the official client makes of the numbers.
 """
 
 from __future__ import annotations

@@ -14,8 +14,10 @@ from server.bench import procfs
 from server.bench.baseline import BaselineError, measure, video_alone
 from server.bench.cli import describe, main, parser
 from server.bench.machine import cpu_model, machine, versions
+from server.bench.processes import BenchError, Server
 from server.bench.procfs import Process, Usage, parse, pss_bytes, roles, snapshot
 from server.bench.report import Measured, balances, latency_figures, mean, percentile, summarise, table
+from server.bench.watcher import Message, Watcher
 from server.testing.synthetic import make_clip
 
 ENGINE = {
@@ -144,6 +146,34 @@ def test_table_says_what_was_measured(measured, known_pid):
 def test_an_empty_run_has_a_table_too():
     empty = Measured(1.0, {"a": ledger(0, 0)}, {"a": ledger(0, 0)}, {"a": ledger(0, 0)}, cpu_s={"server": 0.1})
     assert "detected            0.0 frames/s" in table(ALONE | {"figures": summarise(empty, ENGINE, VIDEO)})
+
+
+def test_results_are_counted_in_the_window_only():
+    def message(stream, **more):
+        return Message(type="result", stream=stream, status="ok", latency_ms=latency(20.0), **more)
+
+    watcher = Watcher(Server("http://127.0.0.1:1", None))
+    watcher.take(message("a"), 1.0)
+    watcher.begin()
+    watcher.take(message("a"), 2.0)
+    watcher.take(message("b"), 3.0)
+    watcher.take(Message(type="result", stream="b", status="error"), 3.5)
+    watcher.take(Message(type="gap", stream="b", missed=7), 4.0)
+    watcher.take(Message(type="state", stream="b"), 4.0)
+    watcher.end()
+    watcher.take(message("a"), 5.0)
+    watcher.take(Message(type="gap", stream="b", missed=7), 5.0)
+    assert watcher.first_at == {"a": 1.0, "b": 3.0}
+    assert watcher.results == {"a": 1, "b": 2}
+    assert (watcher.errors, watcher.gaps) == (1, 7)
+    assert len(watcher.latencies) == 2, "an error has no latency of a detection"
+
+
+def test_server_that_is_not_there():
+    with pytest.raises(BenchError, match=r"WebSocket ws://127\.0\.0\.1:1/detections: .*refused"):
+        Watcher(Server("http://127.0.0.1:1/", None)).__enter__()
+    with pytest.raises(BenchError, match=r"GET /streams: .*refused"):
+        Server("http://127.0.0.1:1", None).ask("GET", "/streams")
 
 
 # Processes.

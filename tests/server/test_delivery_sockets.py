@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import socket
 import struct
 import time
@@ -381,6 +383,17 @@ async def test_a_bug_costs_one_answer(live: Live, caplog: pytest.LogCaptureFixtu
         assert (broken.status_code, broken.json()["code"]) == (500, "internal")
         assert "bowels" not in broken.text
         assert (await http.get(f"{live.http}/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
+    """`serve` returns: what comes after it (draining the streams) is not cut short by the signal."""
+    settings = ServerSettings(port=0)
+    before = signal.getsignal(number)
+    app = create_app(FakeRuntime(), settings)
+    async with asyncio.timeout(10):
+        await serve(app, settings, lambda _: os.kill(os.getpid(), number))
+    assert signal.getsignal(number) in (before, signal.default_int_handler, signal.SIG_DFL)
 
 
 async def test_a_port_in_use_is_said(live: Live) -> None:

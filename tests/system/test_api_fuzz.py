@@ -17,6 +17,8 @@ from server.settings import ServerSettings
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis (extra: test)")
 
+openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
+
 pytestmark = pytest.mark.system
 
 
@@ -51,10 +53,17 @@ def address() -> Iterator[str]:
     thread.join(20)
 
 
+GUESSES = [openapi_checks.negative_data_rejection, openapi_checks.positive_data_acceptance]
+"""Whether data should have been taken is for the schema to say, and it cannot say all (which class the model knows); in
+a query everything is text. Worth a look by hand: `schemathesis run`."""
+
 schema = schemathesis.openapi.from_dict(create_app(FakeRuntime(), ServerSettings()).openapi())
 
 
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_no_500_and_nothing_undocumented(case: Any, address: str) -> None:
-    case.call_and_validate(base_url=address, timeout=20)
+    response = case.call(base_url=address, timeout=20)
+    if response.text == "Invalid HTTP request received.":
+        return  # 64 kB of URL and more: the HTTP parser ends it, before the application
+    case.validate_response(response, excluded_checks=GUESSES)
