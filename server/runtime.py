@@ -78,7 +78,6 @@ class _Engine:
     """What the worker said of itself."""
 
     hello: Hello | None = None
-    reason: str = "the engine is starting"
     up_at: float = 0.0
 
 
@@ -336,9 +335,7 @@ class Runtime:
         log.info("engine=%s precision=%s device=%s %s", hello.engine, hello.precision, hello.device, hello.why)
         self.dispatcher.on_up(hello)
 
-    def _on_down(self, reason: str) -> None:
-        self._engine.reason = reason
-        log.error("engine down: %s", reason)
+    def _on_down(self, reason: str) -> None:  # the worker has logged it
         self.dispatcher.on_down()
 
     def _on_prepared(self, height: int, width: int, error: str | None) -> None:

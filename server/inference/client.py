@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from server.inference import protocol
 from server.inference.config import WorkerConfig
 from server.inference.process import WorkerProcess
@@ -65,7 +67,8 @@ class _Life:
 
     process: WorkerProcess
     started_at: float
-    ready: bool = False
+    hello: protocol.Hello | None = None
+    """None: not ready yet."""
     sent: dict[int, _Sent] = field(default_factory=dict)
     preparing: dict[Shape, float] = field(default_factory=dict)
     """shape -> deadline"""
@@ -73,13 +76,18 @@ class _Life:
     failures: int = 0
     """Batches that the engine failed in a row."""
 
+    @property
+    def ready(self) -> bool:
+        return self.hello is not None
+
 
 class Worker:
     """An inference worker that is always there, if not always `ready`.
 
-    `on_up(hello)`: batches may be sent. `on_done(done, reason)`: a batch's answer; `reason` is a code (see above) where
-    it failed. `on_prepared(height, width, error)`: after `prepare`, and again after each restart. `on_down(reason)`: no
-    batch may be sent; all that were out have got their `on_done` before. The reason is a sentence that begins with a
+    `on_up(hello)`: batches may be sent; again when `parallel` has changed with the load. `on_done(done, reason)`: a
+    batch's answer; `reason` is a code (see above) where it failed. `on_prepared(height, width, error)`: after
+    `prepare`, and again after each restart. `on_down(reason)`: no batch may be sent; all that were out have got their
+    `on_done` before. The reason is a sentence that begins with a
     code or names the cause. Callbacks run on the event loop and may call any method but `start` and `stop`.
     """
 
@@ -202,6 +210,8 @@ class Worker:
                 self._prepared(life, (height, width), error)
             case protocol.Hello():
                 self._hello(life, reply)
+            case protocol.Mode(mode, parallel):
+                self._mode(life, mode, parallel)
             case protocol.Failed(detail):
                 self._backoff = self._limits.backoff_max
                 self._lose(WORKER_LOST, f"the engine cannot be started: {detail}")
@@ -209,7 +219,7 @@ class Worker:
     def _hello(self, life: _Life, hello: protocol.Hello) -> None:
         for arena_id, arena in self._arenas.items():
             self._attach(life, arena_id, arena)
-        life.ready = True
+        life.hello = hello
         self.reason = "ready"
         warm = (hello.height, hello.width)
         life.prepared.add(warm)
@@ -220,6 +230,12 @@ class Worker:
         for shape in self._shapes:
             self._prepare(life, shape)
         self._on_up(hello)
+
+    def _mode(self, life: _Life, mode: str, parallel: int) -> None:
+        assert life.hello is not None, "Hello comes first"
+        log.info("worker pid=%d mode=%s parallel=%d", life.process.pid, mode, parallel)
+        life.hello = msgspec.structs.replace(life.hello, parallel=parallel)
+        self._on_up(life.hello)
 
     def _done(self, life: _Life, done: protocol.Done) -> None:
         sent = life.sent.pop(done.id, None)

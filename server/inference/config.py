@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -20,11 +22,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Largest batch to report; the engine may prefer smaller ones."""
     cache_dir: str | None = None
     """Where compiled engines are kept."""
+    mode: Literal["auto", "latency", "throughput"] = "auto"
+    """auto: latency, and throughput as long as the load asks for it and it pays (`modes`)."""
     nice: int = 0
     """Added to the process's niceness."""
     log_level: str = "INFO"
     engine_factory: str | None = None
-    """`module:function`, called with this config, -> `worker.Loaded`, instead of loading the bundle: fake engines of
+    """`module:function`, called with this config, -> `loading.Loaded`, instead of loading the bundle: fake engines of
     tests. Never taken from a user's settings."""
 
 

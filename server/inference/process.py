@@ -158,9 +158,9 @@ class WorkerProcess:
         self._process.wait()
         self._exited.set()
         self.read()
-        self._end(self.fate())
+        self._end(self._fate())
 
-    def fate(self) -> str:
+    def _fate(self) -> str:
         """How the process ended, for the log."""
         code = self._process.returncode
         if code is None:

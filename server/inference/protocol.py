@@ -106,7 +106,16 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """With `error`: the engine is to blame, not the request."""
 
 
-Reply = Hello | Failed | Prepared | Done
+class Mode(msgspec.Struct, frozen=True, tag="mode"):
+    """The engine runs another way from now on, because the load asks for it."""
+
+    mode: str
+    """latency | throughput"""
+    parallel: int
+    """As in Hello."""
+
+
+Reply = Hello | Failed | Prepared | Done | Mode
 
 _request_encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import importlib
 import logging
 import os
 import queue
@@ -20,21 +19,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from server.inference import protocol
 from server.inference.config import WorkerConfig, decode_config
+from server.inference.loading import Loaded, check_prediction, describe, load
+from server.inference.ways import Ways
 from server.shm import Arena
-from yolov9.bundle import Bundle
-from yolov9.engines import Engine, choose, usual_shape
 from yolov9.geometry import Letterbox
-from yolov9.postprocess import PredictionError, postprocess
+from yolov9.postprocess import postprocess
 
-__all__ = ["Host", "Loaded", "WorkerConfig", "main", "worker_main"]
+__all__ = ["Host", "WorkerConfig", "main", "worker_main"]
 
 log = logging.getLogger("yolov9.inference")
 
@@ -46,27 +44,8 @@ _STOP_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
-class Loaded(NamedTuple):
-    """An engine that can run, and what Hello says of it."""
-
-    engine: Engine
-    why: str
-    shape: tuple[int, int]
-    """(height, width) to make warm first."""
-
-
 class RequestError(Exception):
     """A batch that cannot be run, whatever the engine's health. One sentence."""
-
-
-def load_engine(config: WorkerConfig) -> Loaded:
-    """The bundle's engine, as configured; warm for its usual shape. BundleError, EngineError."""
-    bundle = Bundle.load(config.bundle)
-    choice = choose(
-        bundle, config.engine, config.precision, threads=config.threads, max_batch=config.max_batch,
-        cache_dir=config.cache_dir,
-    )  # fmt: skip
-    return Loaded(choice.engine, choice.why, usual_shape(bundle))
 
 
 class Host:
@@ -74,19 +53,17 @@ class Host:
 
     def __init__(self, sock: socket.socket, loaded: Loaded, config: WorkerConfig) -> None:
         self._sock = sock
-        self._engine = loaded.engine
         self._sending = threading.Lock()
         self._reply_bytes = _reply_limit(sock)
         self._arenas: dict[int, Arena] = {}  # replaced, never changed: runners read it without a lock
-        self._shapes = {loaded.shape}  # only added to
         self._batches: queue.SimpleQueue[protocol.Infer | None] = queue.SimpleQueue()
-        self._to_prepare: queue.SimpleQueue[protocol.Prepare | None] = queue.SimpleQueue()
-        self._slots = threading.Semaphore(self._engine.parallel)
+        self._runners: list[threading.Thread] = []
         self._failing = False
         self._hello = self._introduce(loaded, config)
+        self._ways = Ways(loaded, self._send, self._make_runners)
 
     def _introduce(self, loaded: Loaded, config: WorkerConfig) -> protocol.Hello:
-        engine = self._engine
+        engine = loaded.engine
         room = max(self._reply_bytes // (_USUAL_DETECTIONS * protocol.DETECTION_COLUMNS * 4 + 16), 1)
         return protocol.Hello(
             engine=engine.name,
@@ -101,31 +78,35 @@ class Host:
 
     def serve(self) -> bool:
         """Until the end; True: told to stop, and everything has ended in order."""
-        threads = [
-            threading.Thread(target=self._run_batches, name=f"runner-{i}", daemon=True)
-            for i in range(self._engine.parallel + 1)
-        ]
-        preparer = threading.Thread(target=self._prepare_shapes, name="preparer", daemon=True)
-        for thread in (*threads, preparer):
-            thread.start()
+        self._make_runners(self._hello.parallel)
         self._send(self._hello)
         if not self._read_requests():
             return False
-        for _ in threads:
+        prepared = self._ways.stop(_STOP_S)
+        for _ in self._runners:
             self._batches.put(None)
-        self._to_prepare.put(None)
         deadline = time.monotonic() + _STOP_S
-        for thread in (*threads, preparer):
+        for thread in self._runners:
             thread.join(max(deadline - time.monotonic(), 0.0))
-        if any(thread.is_alive() for thread in (*threads, preparer)):
+        if not prepared or any(thread.is_alive() for thread in self._runners):
             return False
-        self._engine.close()
+        self._ways.close()
         return True
+
+    def _make_runners(self, parallel: int) -> None:
+        """Threads for so many batches inside the engine, and one before or after it."""
+        while len(self._runners) <= parallel:
+            runner = threading.Thread(target=self._run_batches, name=f"runner-{len(self._runners)}", daemon=True)
+            self._runners.append(runner)
+            runner.start()
 
     def _read_requests(self) -> bool:
         """Hand requests out until Stop (True) or the end of the socket (False)."""
         while True:
-            data, fds, _flags, _address = socket.recv_fds(self._sock, protocol.MAX_MESSAGE_BYTES, 1)
+            try:
+                data, fds, _flags, _address = socket.recv_fds(self._sock, protocol.MAX_MESSAGE_BYTES, 1)
+            except ConnectionResetError:  # the server died with answers unread
+                return False
             if not data:
                 return False
             match protocol.decode_request(data):
@@ -138,8 +119,8 @@ class Host:
                     self._arenas = {n: a for n, a in self._arenas.items() if n != number}
                     if gone is not None:
                         gone.close()
-                case protocol.Prepare() as prepare:
-                    self._to_prepare.put(prepare)
+                case protocol.Prepare(height, width):
+                    self._ways.prepare(height, width)
                 case protocol.Stop():
                     return True
 
@@ -181,13 +162,15 @@ class Host:
             self._send(done)
 
     def _infer(self, batch: protocol.Infer) -> protocol.Done:
-        if (batch.height, batch.width) not in self._shapes:
+        way = self._ways.pick((batch.height, batch.width))
+        if way is None:
             raise RequestError(f"the shape {batch.width}x{batch.height} has not been prepared")
         images = [self._image(frame, batch) for frame in batch.frames]
-        with self._slots:
+        with way.slots:
             started_at = time.monotonic()
-            prediction = self._engine.infer(images)
+            prediction = way.engine.infer(images)
             finished_at = time.monotonic()
+        self._ways.ended(way, started_at, finished_at, len(images))
         check_prediction(prediction, len(images))
         detections = [
             detect(prediction[i], frame, batch.height, batch.width).tobytes() for i, frame in enumerate(batch.frames)
@@ -202,21 +185,6 @@ class Host:
             return arena.image(frame.slot, batch.height, batch.width)
         except (IndexError, ValueError) as error:
             raise RequestError(f"arena {frame.arena}: {error}") from None
-
-    # Shapes.
-
-    def _prepare_shapes(self) -> None:
-        while (wanted := self._to_prepare.get()) is not None:
-            began = time.monotonic()
-            error = None
-            try:
-                if (wanted.height, wanted.width) not in self._shapes:
-                    self._engine.prepare(wanted.height, wanted.width)
-                self._shapes.add((wanted.height, wanted.width))
-            except Exception as failure:  # the shape is refused; the others go on
-                log.exception("shape=%dx%d could not be prepared", wanted.width, wanted.height)
-                error = describe(failure)
-            self._send(protocol.Prepared(wanted.height, wanted.width, time.monotonic() - began, error))
 
 
 def detect(
@@ -238,19 +206,6 @@ def detect(
     )
 
 
-def check_prediction(prediction: npt.NDArray[np.float32], images: int) -> None:
-    """PredictionError unless there is one prediction for each image. What is inside is checked by `postprocess`."""
-    if prediction.ndim != 3 or len(prediction) != images:
-        raise PredictionError(f"the engine gave predictions of shape {prediction.shape} for {images} images")
-
-
-def describe(error: Exception) -> str:
-    """An exception as one line for people."""
-    text = " ".join(str(error).split()) or "no message"
-    known = type(error).__module__.partition(".")[0] in ("server", "yolov9")
-    return text if known else f"{type(error).__name__}: {text}"
-
-
 def _failed(
     batch_id: int, why: str, started_at: float = 0.0, finished_at: float = 0.0, *, engine_failed: bool = False
 ) -> protocol.Done:
@@ -268,25 +223,12 @@ def _reply_limit(sock: socket.socket) -> int:
 def worker_main(sock: socket.socket, config: WorkerConfig) -> bool:
     """Load, warm, say Hello and serve; or say Failed. True: ended in order."""
     try:
-        loaded = _factory(config)(config)
-        height, width = loaded.shape
-        loaded.engine.prepare(height, width)
-        prediction = loaded.engine.infer([np.zeros((height, width, 3), np.uint8)])
-        check_prediction(prediction, 1)
-        postprocess(prediction[0], Letterbox.fit(width, height, width, height))
+        loaded = load(config)
     except Exception as error:  # the reason goes to the server, which is the one that can do something about it
         log.exception("no engine could be started")
         sock.sendall(protocol.encode(protocol.Failed(describe(error))))
         return True
     return Host(sock, loaded, config).serve()
-
-
-def _factory(config: WorkerConfig) -> Callable[[WorkerConfig], Loaded]:
-    if config.engine_factory is None:
-        return load_engine
-    module, _, function = config.engine_factory.partition(":")
-    made: Callable[[WorkerConfig], Loaded] = getattr(importlib.import_module(module), function)
-    return made
 
 
 def main(fd: int) -> NoReturn:

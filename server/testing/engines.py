@@ -12,6 +12,7 @@ import ctypes
 import time
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.inference.config import WorkerConfig
-from server.inference.worker import Loaded
+from server.inference.loading import Loaded
 from yolov9.engines.base import EngineError
 
 FACTORY = "server.testing.engines:load"
@@ -47,6 +48,8 @@ class FakeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a picture takes, asleep and without the GIL, like a native call."""
     parallel: int = 1
     max_batch: int = 8
+    throughput_seconds: float | None = None
+    """What a picture takes in throughput mode, two of them side by side. None: there is no such mode."""
     prepare_seconds: float = 0.0
     fails_while: str | None = None
     """The engine cannot be started as long as there is a file of this path."""
@@ -73,7 +76,10 @@ def load(config: WorkerConfig) -> Loaded:
         time.sleep(3600)
     if settings.fails_while is not None and Path(settings.fails_while).exists():
         raise EngineError("the fake engine was told not to start")
-    return Loaded(FakeEngine(settings), "it is the only one", (384, 640))
+    other = None
+    if settings.throughput_seconds is not None:
+        other = partial(FakeEngine, msgspec.structs.replace(settings, seconds=settings.throughput_seconds, parallel=2))
+    return Loaded(FakeEngine(settings), "it is the only one", (384, 640), other)
 
 
 class FakeEngine:

@@ -7,12 +7,24 @@ import selectors
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from server.inference import protocol
 from server.inference.client import ENGINE_ERROR, HUNG, STOPPED, WORKER_LOST, Limits, Worker
 from server.inference.config import WorkerConfig
-from server.inference.protocol import AttachArena, DetachArena, Done, Failed, Frame, Hello, Infer, Prepare, Prepared
+from server.inference.protocol import (
+    AttachArena,
+    DetachArena,
+    Done,
+    Failed,
+    Frame,
+    Hello,
+    Infer,
+    Mode,
+    Prepare,
+    Prepared,
+)
 from server.shm import Arena
 
 WARM, OTHER = (384, 640), (640, 640)
@@ -159,6 +171,20 @@ def test_it_is_ready_from_hello_on() -> None:
         house.process.say(HELLO)
         assert (house.worker.ready, house.worker.reason) == (True, "ready")
         assert house.said == [("up", HELLO)]
+
+    run(test)
+
+
+def test_a_change_of_mode_is_another_up_with_another_parallel() -> None:
+    async def test() -> None:
+        house = House()
+        house.up()
+        house.infer(1)
+        house.process.say(Mode("throughput", 2))
+        house.answer(1)
+        assert house.said == [("up", HELLO), ("up", msgspec.structs.replace(HELLO, parallel=2))]
+        assert house.dones == [(1, None)]
+        assert house.process.got == [Infer(1, *WARM, [Frame(1, 0, 640, 384, 0.25, 0.7)])], "nothing is told twice"
 
     run(test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,20 @@ import pytest
 
 from server.inference import protocol
 from server.inference.config import WorkerConfig, decode_config, encode_config
-from server.inference.protocol import AttachArena, DetachArena, Done, Failed, Frame, Hello, Infer, Prepare, Prepared
-from server.inference.worker import Host, describe, worker_main
+from server.inference.loading import describe
+from server.inference.protocol import (
+    AttachArena,
+    DetachArena,
+    Done,
+    Failed,
+    Frame,
+    Hello,
+    Infer,
+    Mode,
+    Prepare,
+    Prepared,
+)
+from server.inference.worker import Host, worker_main
 from server.shm import Arena, slot_bytes
 from server.testing.engines import BAD_HEIGHT, BOX, FACTORY, Behaviour, fake_bundle, load, mark
 
@@ -221,6 +234,35 @@ def test_as_many_batches_are_inside_the_engine_as_it_wants(parallel: int) -> Non
     bench.close()
 
 
+def test_under_sustained_load_it_runs_for_throughput_and_then_for_latency_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.inference.modes._WINDOW_S", 0.3)
+    bench = Bench(seconds=0.05, throughput_seconds=0.06)
+    assert isinstance(bench.receive(), Hello)
+    bench.attach()
+    bench.send(Prepare(640, 640))
+    assert isinstance(bench.receive(), Prepared)
+    modes: list[Mode] = []
+    dones: list[Done] = []
+    sent = 0
+    while (len(modes) < 2 and sent < 500) or len(dones) < sent:
+        if len(modes) == 1:
+            time.sleep(0.15)  # the load is over
+        while len(modes) < 2 and sent - len(dones) < (1 if modes else 4):
+            bench.send(Infer(sent, 640, 640, [frame()]))
+            sent += 1
+        reply = bench.receive()
+        if isinstance(reply, Mode):
+            modes.append(reply)
+        else:
+            assert isinstance(reply, Done)
+            dones.append(reply)
+    assert modes == [Mode("throughput", 2), Mode("latency", 1)]
+    assert all(done.error is None for done in dones)
+    bench.close()
+
+
 def test_a_result_that_does_not_fit_a_message_is_an_error_that_says_so() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     config = WorkerConfig(bundle=fake_bundle(), engine_factory=FACTORY)
@@ -232,6 +274,22 @@ def test_a_result_that_does_not_fit_a_message_is_an_error_that_says_so() -> None
     assert (done.id, done.started_at, done.finished_at, done.detections) == (5, 1.0, 2.0, [])
     ours.close()
     theirs.close()
+
+
+def test_a_server_that_dies_with_answers_unread_is_the_end_as_well() -> None:
+    bench = Bench()
+    assert isinstance(bench.receive(), Hello)
+    bench.send(Prepare(640, 640))
+    bench.sock.setblocking(False)
+    while True:
+        try:
+            bench.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            time.sleep(0.001)
+        else:
+            break
+    bench.close()
+    assert bench.ended is False
 
 
 def test_stop_ends_in_order() -> None:

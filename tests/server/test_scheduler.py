@@ -278,7 +278,7 @@ def test_cameras_of_25_fps_get_their_share_though_they_idle_between_frames(heavy
             f"camera{i}": Camera(0.04, 0.3, policy=Policy(weight=w), phase=0.04 * i / cameras)
             for i, w in enumerate(weights)
         }
-    ).run(60)
+    ).run(40)
     for i, weight in enumerate(weights):
         assert house.share(f"camera{i}") == pytest.approx(weight / sum(weights), rel=0.05)
 
@@ -287,7 +287,7 @@ def test_cameras_of_25_fps_get_their_share_though_they_idle_between_frames(heavy
 def test_a_rare_shape_does_not_starve(max_batch: int) -> None:
     cameras = {f"wide{i}": Camera(0.04, 0.5, WIDE, phase=0.002 * i) for i in range(15)}
     cameras["tall"] = Camera(0.04, 0.5, TALL)
-    house = House(cameras, max_batch=max_batch).run(60)
+    house = House(cameras, max_batch=max_batch).run(40)
     assert house.share("tall") == pytest.approx(1 / 16, rel=0.05)
 
 
