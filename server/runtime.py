@@ -241,6 +241,7 @@ class Runtime:
         )  # fmt: skip
         self._worker.attach(arena_id, stream.camera.arena)
         self._streams[definition.id] = stream
+        self.hub.publish(stream.state_message())
         stream.camera.start(1)
         return stream
 

@@ -25,6 +25,7 @@ from server.ledger import Ledger
 from server.metrics import StreamCounters
 from server.results import Result, State
 from server.streams import LedgerView, StreamDefinition, StreamStatus
+from yolov9.geometry import input_shape
 
 if TYPE_CHECKING:
     from server.delivery.hub import Hub
@@ -93,6 +94,7 @@ class Stream:
         self._state_at = house.clock()
         self._seen = StateChange(state="connecting")  # last state that described the source
         self._newest: Event | None = None
+        self._shape: tuple[int, int] | None = None  # (height, width) of the newest input
         self.reconnects: dict[str, int] = {}
         self.decode_errors: dict[str, int] = {}
         self.closing = False
@@ -154,7 +156,7 @@ class Stream:
             self.arena, event.slot, event.source_width, event.source_height, self._confidence, self._iou,
             self._thresholds,
         )  # fmt: skip
-        shape = (event.input_height, event.input_width)
+        shape = self._shape = (event.input_height, event.input_width)
         self._house.dispatcher.offer(
             Waiting(self.id, event.seq, shape, event.arrived_at, event.ready_at, Job(self, frame))
         )
@@ -169,6 +171,10 @@ class Stream:
         self._state_at = self._house.clock()
         if change.state == "running":
             self._seen = change
+            if change.width and change.height:
+                # Known before the first frame: the engine compiles while the camera's first keyframe is awaited.
+                size = self._house.model().input_size
+                self._house.dispatcher.want(input_shape(size, change.width, change.height))
         if change.state == "backoff":
             reason = change.reason or "error"
             self.reconnects[reason] = self.reconnects.get(reason, 0) + 1
@@ -297,6 +303,8 @@ class Stream:
                 "codec": seen.codec,
                 "width": last["width"] if last else seen.width,
                 "height": last["height"] if last else seen.height,
+                "input_width": None if self._shape is None else self._shape[1],
+                "input_height": None if self._shape is None else self._shape[0],
                 "fps": seen.fps,
                 "fps_received": received_fps,
                 "fps_detected": detected_fps,

@@ -7,7 +7,6 @@ and the size is looked at before a pixel is decoded.
 from __future__ import annotations
 
 import io
-import warnings
 from os import PathLike
 
 import numpy as np
@@ -18,6 +17,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000"
 """Read where the installed Pillow can. MPO is what some phones write under the name of JPEG."""
 MAX_PIXELS = 100_000_000
 """300 MB of RGB. The largest phone cameras take pictures of 200 million, which are refused with that reason."""
+_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
 _BACKGROUND = (255, 255, 255)
 """Behind transparent pixels, as viewers show them; their own colour is often arbitrary."""
 
@@ -35,7 +35,7 @@ def read_image(source: bytes | str | PathLike[str]) -> Rgb:
     """
     label = "image" if isinstance(source, bytes) else str(source)
     try:
-        with _open(source, label) as image:
+        with _open(source) as image:
             return to_rgb(image)
     except ImageError as error:
         raise ImageError(f"{label}: {error}") from None
@@ -57,20 +57,16 @@ def to_rgb(image: Image.Image) -> Rgb:
     return np.asarray(image.convert("RGB"))
 
 
-def _open(source: bytes | str | PathLike[str], label: str) -> Image.Image:
+def _open(source: bytes | str | PathLike[str]) -> Image.Image:
     Image.init()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-        try:
-            image = Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source,
-                formats=[f for f in FORMATS if f in Image.OPEN],
-            )
-        except Image.DecompressionBombError:
-            raise ImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        image = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise ImageError(_TOO_LARGE) from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} million pixels")
+        raise ImageError(_TOO_LARGE)
     return image
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from yolov9.geometry import Letterbox
 
 MAX_CANDIDATES = 3000
-"""Boxes that enter suppression, best scores first. Ten times the detections that may come out: a street scene has some
-hundred at a confidence of .25; evaluation at .001 (several labels for each box) may pass a higher limit."""
+"""Boxes that enter suppression, best scores first: ten times what may come out. A street scene has some hundred at a
+confidence of .25. At .001 with several labels a box, as in evaluation, coco128 has 550 an image and 3,900 at most, and
+the AP is the same with 3,000 as with 30,000."""
 _BLOCK = 128
-"""Candidates compared at once. Their matrices stay inside the L2 cache."""
+"""Candidates compared at once: the fastest of 64, 128 and 256 up to 300 candidates; 256 is faster from 1,000 on."""
 
 Array = npt.NDArray[np.float32]
 

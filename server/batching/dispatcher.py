@@ -103,11 +103,15 @@ class Dispatcher:
         for dropped in self._scheduler.remove(stream):
             self._give_back(dropped.frame, dropped.reason)
 
+    def want(self, shape: Shape) -> None:
+        """Have a shape prepared, if it is not yet: frames of it are on their way."""
+        if shape not in self._asked:
+            self._asked.add(shape)
+            self._worker.prepare(*shape)
+
     def offer(self, frame: Waiting) -> None:
         """Take a frame over. Call `pump` after the last of a burst."""
-        if frame.shape not in self._asked:
-            self._asked.add(frame.shape)
-            self._worker.prepare(*frame.shape)
+        self.want(frame.shape)
         for dropped in self._scheduler.offer(frame, self._clock()):
             self._give_back(dropped.frame, dropped.reason)
 

@@ -1,6 +1,6 @@
 """What libavcodec says while it decodes, and what of it condemns a picture.
 
-libavcodec conceals damage: it returns a picture and mentions the damage in its log only. So everything it says at
+libavcodec conceals damage: it returns a picture and mentions the damage in its log only. So everything that it says at
 level warning or above counts against the picture, but for what is known to concern no pixels. The log is global to the
 process and carries no name of the camera: another reason why each camera has a process of its own.
 """
@@ -16,6 +16,8 @@ from server.ingest.wire import DecodeErrorKind
 
 _CONCEALING = "concealing"
 """`concealing 264 DC, 264 AC, 264 MV errors in I frame`: at level info, and the only sign of a lost slice."""
+_WARNINGS_COUNT = frozenset(("h264", "hevc", "mjpeg"))
+"""What cameras send; `_HARMLESS` knows their warnings. Decoders of other codecs warn of every oddity of a file."""
 _HARMLESS = re.compile(
     r"\bSEI\b"  # supplemental information: time codes, captions, makers' own
     r"|\bVUI\b|aspect ratio|display window"  # how to show the picture
@@ -47,7 +49,7 @@ class Listener:
         complaints: list[tuple[DecodeErrorKind, str]] = []
         while self._lines:
             level, name, message = self._lines.pop(0)
-            kind = classify(level, message) if name == codec else None
+            kind = classify(level, name, message) if name == codec else None
             if kind is not None:
                 complaints.append((kind, message.strip()))
         return complaints
@@ -59,9 +61,9 @@ def listener() -> Listener:
     return Listener()
 
 
-def classify(level: int, message: str) -> DecodeErrorKind | None:
+def classify(level: int, codec: str, message: str) -> DecodeErrorKind | None:
     """What kind of complaint a line of a decoder is; None if it condemns nothing."""
-    if level > av.logging.WARNING:
+    if level > (av.logging.WARNING if codec in _WARNINGS_COUNT else av.logging.ERROR):
         return DecodeErrorKind.BITSTREAM if message.startswith(_CONCEALING) else None
     if _MISSING_REFERENCE.search(message):
         return DecodeErrorKind.MISSING_REFERENCE

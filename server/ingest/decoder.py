@@ -40,6 +40,8 @@ from server.ingest.wire import DecodeErrorKind, DropReason
 _MAX_REORDER = 16
 """Pictures that a decoder may hold for the sake of order (the largest decoded picture buffer of H.264 and H.265)."""
 _MAX_THREADS = 4
+_DECODERS = {"av1": "libdav1d"}
+"""Where FFmpeg's own decoder of that name needs special hardware."""
 _INTRA_ONLY = frozenset(("mjpeg", "png", "prores", "dnxhd", "rawvideo"))
 
 
@@ -66,6 +68,7 @@ class Decoder:
     def __init__(self, info: StreamInfo, *, threads: int = 1) -> None:
         """Raises SourceError(CODEC) if libavcodec has no such decoder."""
         self._info = info
+        self._name = _DECODERS.get(info.codec, info.codec)
         self._threads = threads
         self._listener = listener()
         self._matrix = _display_matrix(info.rotation) if info.rotation else None
@@ -120,7 +123,7 @@ class Decoder:
             # Idle threads: one that logs while the context is freed would wait for the GIL for ever.
             self._context.flush_buffers()
         self._context = None
-        self._listener.take(self._info.codec)
+        self._listener.take(self._name)
         self._awaiting = True
         self._entry_pts = None
         verdicts: list[Verdict] = [Dropped(seq, reason) for seq in self._inside]
@@ -129,7 +132,10 @@ class Decoder:
         return verdicts
 
     def _feed(self, seq: int, unit: AccessUnit) -> list[Verdict]:
-        packet = av.Packet(unit.data)
+        # Not av.Packet(data): that one lacks the zeros behind the data over which libavcodec's bit readers may run, so
+        # that what it makes of the last bits is chance.
+        packet = av.Packet(len(unit.data))
+        packet.update(unit.data)
         packet.pts = packet.dts = seq
         packet.is_keyframe = unit.keyframe
         if self._matrix is not None:
@@ -171,7 +177,7 @@ class Decoder:
         except (av.error.FFmpegError, ValueError, MemoryError) as error:
             refused = True
             self.last_complaint = _text(error)
-        complaints = self._listener.take(self._info.codec)
+        complaints = self._listener.take(self._name)
         if forgive and not refused:
             complaints = [c for c in complaints if c[0] is not DecodeErrorKind.MISSING_REFERENCE]
         if refused and not complaints:
@@ -211,7 +217,7 @@ class Decoder:
     def _new_context(self) -> av.VideoCodecContext:
         codec = self._info.codec
         try:
-            context = av.CodecContext.create(codec, "r")
+            context = av.CodecContext.create(self._name, "r")
         except (av.error.FFmpegError, ValueError):
             raise SourceError(Reason.CODEC, f"codec {codec[:32]!r} is not supported") from None
         if not isinstance(context, av.VideoCodecContext):
@@ -219,6 +225,9 @@ class Decoder:
         extradata = self._sets.extradata() if self._sets is not None else self._info.extradata
         if extradata:
             context.extradata = extradata
+        if self._sets is None and self._info.width and self._info.height:
+            # Old codecs leave it to the container to tell.
+            context.width, context.height = self._info.width, self._info.height
         # One thread holds no picture back. Slices as threads would not either, but cameras send one slice a picture.
         context.thread_count = self._threads
         context.thread_type = "NONE" if self._threads == 1 else "FRAME"

@@ -24,6 +24,7 @@ import av.error
 import av.logging
 from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
+from av.format import Flags
 from av.video.stream import VideoStream
 
 from server.ingest.complaints import listener
@@ -42,6 +43,7 @@ _RTSP_SCHEMES = ("rtsp", "rtsps", "rtspt")
 _HTTP_SCHEMES = ("http", "https")
 _CONTAINERS = "mov,matroska,mpegts,avi,flv,h264,hevc,mpeg,mpegvideo,mjpeg,mpjpeg,ogg,asf,ivf,obu,mxf"
 _RTP_LOSS = re.compile(r"RTP: missed (-?\d+) packets")
+_NO_TIMESTAMPS = int(Flags.no_timestamps.value)  # type: ignore[call-overload]
 _OPTIONS: dict[str, dict[str, str]] = {
     # No playlists, no concatenation, no session descriptions: they name other files.
     "file": {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS},
@@ -79,7 +81,10 @@ class LibavSource:
     ) -> None:
         listener()  # libav's log is on: it tells what exceptions do not
         self._address, self._kind = _address(url, username, password)
-        self._transport = "tcp" if transport == "auto" or url.lower().startswith("rtspt:") else transport
+        # Automatic: TCP, then UDP where the camera refuses TCP.
+        self._transports = {"auto": ("tcp", "udp")}.get(transport, (transport,))
+        if url.lower().startswith("rtspt:"):
+            self._transports = ("tcp",)
         self._open_timeout_s = open_timeout_s
         self._read_timeout_s = read_timeout_s
         self._loop = loop and self._kind == "file"
@@ -131,19 +136,17 @@ class LibavSource:
     # Opening.
 
     def _open_container(self) -> None:
-        begun = time.monotonic()
-        limit = self._open_timeout_s * _OPEN_SHARE
-        # A read time-out that an RTSP stream survives is the tick; HTTP and files do not survive one.
-        tick = TICK_S if self._kind == "rtsp" else self._read_timeout_s
-        options = dict(_OPTIONS[self._kind])
-        if self._kind == "rtsp":
-            options["rtsp_transport"] = self._transport
-        with av.logging.Capture() as lines:
+        if self._kind != "rtsp":
+            container = self._try_open({})
+            self._transport = self._kind
+        for transport in self._transports if self._kind == "rtsp" else ():
             try:
-                container = av.open(self._address, options=options, timeout=(limit, tick))
-            except (av.error.FFmpegError, OSError, ValueError) as error:
-                late = time.monotonic() - begun >= limit
-                raise opening_error(error, lines, timed_out=late, network=self._kind != "file") from None
+                container = self._try_open({"rtsp_transport": transport})
+                self._transport = transport
+                break
+            except SourceError as error:
+                if error.reason is not Reason.PROTOCOL or transport == self._transports[-1]:
+                    raise
         self._container = container
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.codec_context is None:
@@ -151,9 +154,11 @@ class LibavSource:
             raise SourceError(Reason.CODEC, "there is no video in it, or in a codec that is not supported")
         self._stream = stream
         self._codec = stream.codec.canonical_name
-        self._fps = float(stream.average_rate or stream.guessed_rate or 0)
-        self._frame_s = 1.0 / (self._fps or _DEFAULT_FPS)
         self._live = self._kind == "rtsp" or (self._kind == "http" and container.duration is None)
+        # A series of JPEGs: what libav states as time and rate of it is made up.
+        self._untimed = self._live and bool(container.format.flags & _NO_TIMESTAMPS)
+        self._fps = 0.0 if self._untimed else float(stream.average_rate or stream.guessed_rate or 0)
+        self._frame_s = 1.0 / (self._fps or _DEFAULT_FPS)
         # An HLS playlist hands out several seconds at once.
         self._paced = (self._realtime and not self._live) or container.format.name == "hls"
         extradata = stream.codec_context.extradata or b""
@@ -163,6 +168,18 @@ class LibavSource:
             extradata = b""  # the filter puts the parameter sets in front of each keyframe
         self._extradata = extradata
 
+    def _try_open(self, options: dict[str, str]) -> InputContainer:
+        begun = time.monotonic()
+        limit = self._open_timeout_s * _OPEN_SHARE
+        # A read time-out that an RTSP stream survives is the tick; HTTP and files do not survive one.
+        tick = TICK_S if self._kind == "rtsp" else self._read_timeout_s
+        with av.logging.Capture() as lines:
+            try:
+                return av.open(self._address, options=_OPTIONS[self._kind] | options, timeout=(limit, tick))
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                late = time.monotonic() - begun >= limit
+                raise opening_error(error, lines, timed_out=late, network=self._kind != "file") from None
+
     def _describe(self, rotation: int) -> StreamInfo:
         context = self._stream.codec_context
         return StreamInfo(
@@ -171,7 +188,7 @@ class LibavSource:
             width=context.width,
             height=context.height,
             fps=self._fps,
-            transport={"file": "file", "http": "http"}.get(self._kind, self._transport),
+            transport=self._transport,
             client="libav",
             live=self._live,
             rotation=rotation,
@@ -195,7 +212,7 @@ class LibavSource:
         """Packets of the video, as Annex B where that applies; None is a tick."""
         assert self._container is not None
         packets = self._container.demux()
-        heard_at = time.monotonic()
+        heard_at = self._given_at = time.monotonic()
         self._suspects = 0
         self._lost = 0
         while True:
@@ -209,7 +226,7 @@ class LibavSource:
                 except (av.error.EOFError, av.error.ConnectionResetError, av.error.BrokenPipeError):
                     return
                 except (av.error.FFmpegError, OSError, ValueError) as error:
-                    raise reading_error(error) from None
+                    raise reading_error(error, network=self._kind != "file") from None
             for _, _, text in lines:
                 if match := _RTP_LOSS.search(text):
                     self._lost += abs(int(match[1]))
@@ -242,21 +259,27 @@ class LibavSource:
                 yield None
 
     def _unit(self, packet: av.Packet[Any], pts: float, discontinuity: bool) -> AccessUnit:
+        now = time.monotonic()
+        # A parser may have held it until the next one began: for one frame, or since the one before at the most. A file
+        # does not come from anywhere.
+        held_s = 0.0
+        if self._live and not self._paced:
+            held_s = now - self._given_at if self._untimed else self._frame_s
+        self._given_at = now
         data = bytes(packet)
         damaged = self._suspects > 0 or packet.is_corrupt
         lost, self._lost = self._lost, 0
         self._suspects = max(self._suspects - 1, 0)
         return AccessUnit(
             data=data,
-            pts=pts,
-            arrived_at=time.monotonic(),
+            pts=None if self._untimed else pts,
+            arrived_at=now,
             received_unix=time.time(),
             keyframe=packet.is_keyframe,
             reference=is_reference(self._codec, data),
             damaged=damaged,
             lost_packets=lost,
-            # Of a parser that waits for the next frame. A file does not come from anywhere.
-            arrival_uncertainty_s=self._frame_s if self._live and not self._paced else 0.0,
+            arrival_uncertainty_s=held_s,
             discontinuity=discontinuity,
         )
 

@@ -51,8 +51,10 @@ def opening_error(error: Exception, lines: Lines, *, timed_out: bool, network: b
     return SourceError(Reason.ERROR, f"it cannot be opened ({_name(error)})")
 
 
-def reading_error(error: Exception) -> SourceError:
+def reading_error(error: Exception, *, network: bool) -> SourceError:
     """An exception while it was being read; time-outs and ends are dealt with before."""
+    if network and getattr(error, "errno", None) == errno.EIO:
+        return SourceError(Reason.ENDED, "the peer broke the stream off")
     return _known(error) or SourceError(Reason.ERROR, f"reading failed ({_name(error)})")
 
 

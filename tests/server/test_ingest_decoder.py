@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ingest_streams import CODINGS, codec_of, encoded
+from ingest_streams import CODINGS, codec_of, encoded, picture
 
 from server.ingest.decoder import Decoder, Dropped, Shown, Verdict
 from server.ingest.libav import LibavSource
@@ -126,6 +126,30 @@ def test_pictures_are_turned_as_the_container_says() -> None:
     for rotation in (0, 90, 180, 270):
         verdicts = decode(Decoder(StreamInfo("h264", rotation=rotation)), encoded("p", 12))
         assert {round(v.frame.rotation) % 360 for v in verdicts if isinstance(v, Shown)} == {rotation}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "container"),
+    [
+        ("libvpx-vp9", "mkv"),
+        ("mpeg4", "avi"),
+        ("mpeg2video", "ts"),
+        ("mjpeg", "avi"),
+        ("wmv2", "asf"),
+        ("prores_ks", "mov"),
+    ],
+)
+def test_files_of_other_codecs_are_shown_whole(tmp_path: Path, encoder: str, container: str) -> None:
+    path = tmp_path / f"clip.{container}"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(encoder, rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = 192, 128
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}.get(encoder, "yuv420p")
+        for number in range(20):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, 192, 128), "rgb24")))
+        output.mux(stream.encode(None))
+    assert of_file(path) == {"shown": 20}
 
 
 # Damage that the source knows of.

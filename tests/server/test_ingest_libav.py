@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import socket
 import threading
@@ -16,6 +17,7 @@ import av
 import numpy as np
 import pytest
 from ingest_streams import FPS, encoded, picture
+from PIL import Image
 
 from server.ingest.libav import LibavSource
 from server.ingest.nal import START_CODE
@@ -290,6 +292,41 @@ def test_a_silent_peer_is_a_timeout_and_a_closed_port_is_refused() -> None:
         with pytest.raises(SourceError) as caught:
             LibavSource(f"{scheme}://127.0.0.1:{port}/x", open_timeout_s=2).open()
         assert caught.value.reason is Reason.REFUSED
+
+
+@pytest.mark.system
+def test_a_series_of_jpegs_is_a_camera_without_a_clock() -> None:
+    jpegs = []
+    for number in range(8):
+        output = io.BytesIO()
+        Image.fromarray(picture(number, 192, 128)).save(output, "JPEG")
+        jpegs.append(output.getvalue())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=b")
+            self.end_headers()
+            for jpeg in jpegs:
+                head = f"--b\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
+                time.sleep(0.05)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with serving(Handler) as address:
+        source = LibavSource(f"{address}/video", read_timeout_s=2)
+        info = source.open()
+        assert (info.codec, info.live, info.fps) == ("mjpeg", True, 0)
+        units: list[AccessUnit] = []
+        with pytest.raises(SourceError) as caught:
+            units.extend(unit for unit in source.units() if unit is not None)
+        source.close()
+    assert caught.value.reason is Reason.ENDED
+    assert [unit.data[:4000] for unit in units] == [jpeg[:4000] for jpeg in jpegs]
+    assert {unit.pts for unit in units} == {None}, "libav would make times up"
+    assert all(0.02 < unit.arrival_uncertainty_s < 0.5 for unit in units[1:])
 
 
 @pytest.mark.system

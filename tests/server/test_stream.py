@@ -41,6 +41,7 @@ class World:
         self.now = 50.0
         self.ready = True
         self.sent: list[Infer] = []
+        self.asked: list[tuple[int, int]] = []
         self.hub = FakeHub()
         self.camera = FakeCamera()
         self.metrics = Metrics()
@@ -59,7 +60,8 @@ class World:
 
         return Timer()
 
-    def prepare(self, height: int, width: int) -> None: ...
+    def prepare(self, height: int, width: int) -> None:
+        self.asked.append((height, width))
 
     def infer(self, request: Infer) -> None:
         self.sent.append(request)
@@ -156,6 +158,16 @@ def test_the_reason_stays_through_backoff_and_connecting_until_it_runs_again() -
     assert (status.state, status.reason, status.codec, status.client) == ("running", None, "h264", "native")
     assert [m["state"] for m in world.hub.messages] == ["backoff", "connecting", "running"]
     assert world.stream.reconnects == {"timeout": 1}
+
+
+def test_the_engine_is_told_of_a_shape_before_the_first_frame_needs_it() -> None:
+    world = World()
+    world.stream.on_state(StateChange(state="running", codec="h264", width=640, height=480))
+    assert world.asked == [(480, 640)]
+    assert world.stream.status().input_width is None
+    world.frame(1)
+    assert (world.stream.status().input_width, world.stream.status().input_height) == (640, 384)
+    assert world.asked == [(480, 640)]
 
 
 def test_thresholds_travel_with_each_frame_and_change_with_a_patch() -> None:

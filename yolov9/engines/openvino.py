@@ -2,8 +2,8 @@
 
 Every (height, width, batch) of a small set is compiled with static shapes, which folds the anchors away and lets the
 memory be planned. Threads are never pinned: the decoders of the cameras live on the same cores. What it computes in is
-always stated, since OpenVINO's own choice differs from CPU to CPU: bf16 where the CPU multiplies it natively (1.6 times
-the images of fp32 here, boxes within a pixel), fp32 elsewhere; a quantised bundle runs in int8.
+always stated, since OpenVINO's own choice differs from CPU to CPU: bf16 where the CPU multiplies it natively (here 1.6
+to 1.9 times the images of fp32, boxes within a pixel), fp32 elsewhere; a quantised bundle runs in int8.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -113,13 +113,12 @@ class _CpuRunner:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured inference of one shape. Inputs and outputs have fixed places, on the host in pinned memory."""
+    """A captured inference of one shape. `input` and `output` lie on the device, `staging` in pinned memory."""
 
     graph: torch.cuda.CUDAGraph
-    host_input: Tensor
+    staging: Tensor
     input: Tensor
     output: Tensor
-    host_output: Tensor
 
 
 class _CudaRunner:
@@ -133,6 +132,7 @@ class _CudaRunner:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._capturing = threading.Lock()
         self._running = threading.Lock()
+        self._results = threading.local()
 
     def prepare(self, height: int, width: int) -> None:
         for batch in self._buckets:
@@ -143,14 +143,23 @@ class _CudaRunner:
         batch = next(b for b in self._buckets if b >= len(images))
         key = (height, width, batch)
         captured = self._graphs.get(key) or self._capture(key)
-        with self._running, torch.cuda.stream(self._stream):
-            np.stack(images, out=captured.host_input.numpy()[: len(images)])
-            captured.input.copy_(captured.host_input, non_blocking=True)
+        result = self._result(key, captured)
+        # inference_mode: the captured tensors were made in it, and may be written in it alone.
+        with self._running, torch.inference_mode(), torch.cuda.stream(self._stream):
+            np.stack(images, out=captured.staging.numpy()[: len(images)])
+            captured.input.copy_(captured.staging, non_blocking=True)
             captured.graph.replay()
-            captured.host_output.copy_(captured.output, non_blocking=True)
+            result.copy_(captured.output, non_blocking=True)
             self._stream.synchronize()
-            output: Predictions = captured.host_output.numpy()[: len(images)]
+        output: Predictions = result.numpy()[: len(images)]
         return output
+
+    def _result(self, key: tuple[int, int, int], captured: _Graph) -> Tensor:
+        """Pinned memory for the result, this thread's own: another may infer while this one still reads."""
+        mine = cast(dict[tuple[int, int, int], Tensor], self._results.__dict__)
+        if key not in mine:
+            mine[key] = torch.empty(captured.output.shape, dtype=torch.float32).pin_memory()
+        return mine[key]
 
     def _capture(self, key: tuple[int, int, int]) -> _Graph:
         height, width, batch = key
@@ -158,7 +167,9 @@ class _CudaRunner:
             if key in self._graphs:
                 return self._graphs[key]
             stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            with torch.inference_mode(), torch.cuda.stream(stream), torch.backends.cudnn.flags(benchmark=True):
+            # Kernels are chosen by trial; fp32 means fp32, not TF32. Both are fixed in the graph.
+            kernels = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+            with torch.inference_mode(), torch.cuda.stream(stream), kernels:
                 images = torch.zeros((batch, height, width, 3), dtype=torch.uint8, device=self._device)
                 for _ in range(_WARM_UP_RUNS):
                     output = self._forward(images)
@@ -167,9 +178,8 @@ class _CudaRunner:
                 # thread_local: what other threads do on the device meanwhile does not break the capture.
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     output = self._forward(images)
-            pinned = torch.zeros(images.shape, dtype=torch.uint8).pin_memory()
-            result = torch.zeros(output.shape, dtype=torch.float32).pin_memory()
-            captured = _Graph(graph, pinned, images, output, result)
+            staging = torch.zeros(images.shape, dtype=torch.uint8).pin_memory()
+            captured = _Graph(graph, staging, images, output)
             self._graphs[key] = captured
             return captured
 
