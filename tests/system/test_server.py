@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,12 +95,32 @@ def test_a_killed_or_stopped_camera_process_costs_only_its_own_camera(
         server.add(id="b", url=camera.url("/b"))
         wait_for(lambda: server.ledger("b")["completed"] >= 3, 20, "detections of b")
         (pid,) = set(server.children()) - before
-        _send(pid, number)
+        os.kill(pid, number)
         wait_for(lambda: server.status("b")["reason"] == "process_lost", 15, "the loss of b")
         had = server.ledger("b")
         wait_for(lambda: server.ledger("b")["completed"] > had["completed"] + 3, 20, "detections of b again")
         assert server.status("a")["reconnects"] == 0
         assert server.ledger("a")["dropped"].get("ingest", {}).get("process_lost", 0) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_stopped_worker_gives_errors_and_comes_back(
+    server: ServerProcess, clip: Path, number: signal.Signals
+) -> None:
+    with Camera({"/a": Mount(clip)}) as camera:
+        server.add(id="a", url=camera.url("/a"))
+        wait_for(lambda: server.ledger("a")["completed"] >= 3, 20, "detections")
+        assert server.http.get("/readyz").status_code == 200
+        (line,) = [line for line in server.log if "state=starting" in line]
+        os.kill(int(line.partition("pid=")[2].split()[0]), number)
+        wait_for(lambda: server.http.get("/readyz").status_code == 503, 15, "red readiness")
+        wait_for(lambda: server.http.get("/readyz").status_code == 200, 30, "readiness again")
+        had = server.ledger("a")
+        wait_for(lambda: server.ledger("a")["completed"] > had["completed"] + 3, 20, "detections again")
+        lost = server.ledger("a")["dropped"].get("inference", {})
+        assert set(lost) <= {"worker_lost", "hung"}
+        assert sum(lost.values()) >= (number == signal.SIGSTOP), "the frame that hung is an error"
+        assert server.status("a")["reconnects"] == 0, "the camera has nothing to do with it"
 
 
 def test_an_address_that_does_not_answer_says_why_and_disturbs_nobody(server: ServerProcess, clip: Path) -> None:
@@ -132,9 +153,3 @@ def _stat(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ") Z "
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    import os
-
-    os.kill(pid, number)
