@@ -100,6 +100,7 @@ class CameraProcess:
         self._inside: dict[int, AccessUnit] = {}
         self._size = (0, 0)
         self._blind_since: float | None = None
+        self._unscalable_told = False
 
     def run(self) -> None:
         """Work until the server says STOP; then every frame that it does not own has its record."""
@@ -132,9 +133,10 @@ class CameraProcess:
             self._decoder = Decoder(info, threads=threads)
         except SourceError as error:
             self._decoder = None
-            self._receiver.fail(error)
+            self._receiver.fail(info, error)
         self._size = (0, 0)
         self._blind_since = None
+        self._unscalable_told = False
 
     def _end(self, finished: bool) -> None:
         decoder, self._decoder = self._decoder, None
@@ -158,7 +160,8 @@ class CameraProcess:
         if self._blind_since is not None and time.monotonic() - self._blind_since > BLIND_S:
             self._blind_since = None
             why = f": {decoder.last_complaint}" if decoder.last_complaint else ""
-            self._receiver.fail(SourceError(Reason.DECODE, f"no clean keyframe for {BLIND_S:g} s{why}"))
+            assert self._info is not None
+            self._receiver.fail(self._info, SourceError(Reason.DECODE, f"no clean keyframe for {BLIND_S:g} s{why}"))
 
     def _settle(self, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
@@ -196,8 +199,11 @@ class CameraProcess:
         except (av.error.FFmpegError, ValueError) as error:
             self._slots.free(slot, seq)
             self._events.decode_error(DecodeErrorKind.CODEC, 1)
-            log.warning("stream=%s a picture of %dx%d %s cannot be scaled: %s", self._settings.stream, width, height,
-                        frame.format.name, type(error).__name__, extra={"stream": self._settings.stream})  # fmt: skip
+            if not self._unscalable_told:
+                self._unscalable_told = True
+                stream, what = self._settings.stream, f"{width}x{height} {frame.format.name}"
+                log.warning("stream=%s pictures of %s cannot be scaled: %s", stream, what, type(error).__name__,
+                            extra={"stream": stream})  # fmt: skip
             return DropReason.DECODE_ERROR
         self._pictures.hold(seq, frame)
         self._events.write(

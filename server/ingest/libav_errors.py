@@ -62,6 +62,8 @@ def _known(error: Exception) -> SourceError | None:
     for kind, reason, detail in _BY_CLASS:
         if isinstance(error, kind):
             return SourceError(reason, detail)
+    if getattr(error, "errno", None) == errno.EPROTONOSUPPORT:
+        return SourceError(Reason.PROTOCOL, "the peer refuses this transport")
     if getattr(error, "errno", None) in _UNREACHABLE:
         return SourceError(Reason.UNREACHABLE, "there is no route to the host")
     return None

@@ -72,9 +72,11 @@ class Receiver:
             self._stopped = True
         self._wake.set()
 
-    def fail(self, error: SourceError) -> None:
-        """What comes cannot be used: give the connection up for this reason."""
-        self._failure = error
+    def fail(self, info: StreamInfo, error: SourceError) -> None:
+        """What comes by this connection cannot be used: give it up for this reason."""
+        with self._gate:
+            if self._current is info:
+                self._failure = error
 
     def shown(self, info: StreamInfo, running: StateChange) -> None:
         """Pictures of this connection are there: reports that, unless the connection has been lost since."""
@@ -97,7 +99,6 @@ class Receiver:
     def run(self) -> None:
         while not self._stopped:
             self._changed = False
-            self._failure = None
             self._wake.clear()
             settings = self._settings
             self._report(StateChange(state="connecting"))
@@ -117,7 +118,7 @@ class Receiver:
         """From open to end; False if it was a file. Raises SourceError."""
         source, info = self._open(settings)
         finished = False
-        self._shown_at = None
+        self._shown_at = self._failure = None
         self._current = info
         try:
             self._intake.put(Begin(info))

@@ -88,6 +88,7 @@ class Camera:
         """Start the process; returns at once. Frames are numbered from `next_seq` on."""
         self._next_seq = next_seq
         self._supervision = asyncio.get_running_loop().create_task(self._supervise())
+        self._supervision.add_done_callback(self._check)
 
     def free(self, slot: int, seq: int, completed: bool) -> None:
         """Give a slot back. `completed`: the frame has a result."""
@@ -151,6 +152,13 @@ class Camera:
                         extra={"stream": self._settings.stream})  # fmt: skip
             self._on_state(StateChange(state="backoff", reason=reason, detail=detail, retry_in_s=round(delay_s, 3)))
             await asyncio.sleep(delay_s)
+
+    def _check(self, supervision: asyncio.Task[None]) -> None:
+        """A callback of the owner raised: a programming error, and nobody looks after the camera any more."""
+        error = None if supervision.cancelled() else supervision.exception()
+        if error is not None:
+            log.critical("stream=%s supervision ended", self._settings.stream, exc_info=error,
+                         extra={"stream": self._settings.stream})  # fmt: skip
 
     async def _live(self) -> str:
         """One process from start to end. Returns how it ended, for people."""
