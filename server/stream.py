@@ -164,25 +164,26 @@ class Stream:
     def on_state(self, change: StateChange) -> None:
         """A change of state: to the log, to subscribers, into the status."""
         before = self._state
+        if change.codec:
+            self._seen = change
+        if change.width and change.height:
+            # Told once the source is open: the engine compiles while the camera's first keyframe is awaited.
+            size = self._house.model().input_size
+            self._house.dispatcher.want(input_shape(size, change.width, change.height))
         if change.state in ("connecting", "backoff", "stopped") and change.reason is None and before.reason is not None:
             # The reason stays until the stream runs again: "connecting, because of a time-out".
             change = StateChange(state=change.state, reason=before.reason, detail=before.detail)
         self._state = change
         self._state_at = self._house.clock()
-        if change.state == "running":
-            self._seen = change
-            if change.width and change.height:
-                # Known before the first frame: the engine compiles while the camera's first keyframe is awaited.
-                size = self._house.model().input_size
-                self._house.dispatcher.want(input_shape(size, change.width, change.height))
         if change.state == "backoff":
             reason = change.reason or "error"
             self.reconnects[reason] = self.reconnects.get(reason, 0) + 1
-        if (before.state, before.reason) != (change.state, change.reason):
-            log.info(
-                "stream=%s state=%s reason=%s%s", self.id, change.state, change.reason,
-                f" detail={change.detail!r}" if change.detail else "", extra={"stream": self.id},
-            )  # fmt: skip
+        elif (before.state, before.reason) == (change.state, change.reason):
+            return  # more is known of the source, and that is all
+        log.info(
+            "stream=%s state=%s reason=%s%s", self.id, change.state, change.reason,
+            f" detail={change.detail!r}" if change.detail else "", extra={"stream": self.id},
+        )  # fmt: skip
         self._house.hub.publish(self.state_message())
 
     def on_lost(self) -> None:

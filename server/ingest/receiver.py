@@ -117,6 +117,7 @@ class Receiver:
     def _connection(self, settings: CameraSettings) -> bool:
         """From open to end; False if it was a file. Raises SourceError."""
         source, info = self._open(settings)
+        self._report(_opened(info))
         finished = False
         self._shown_at = self._failure = None
         self._current = info
@@ -204,3 +205,16 @@ _END = object()
 
 def _backoff(settings: CameraSettings) -> Backoff:
     return Backoff(settings.backoff_initial_s, settings.backoff_max_s, random.random)
+
+
+def _opened(info: StreamInfo) -> StateChange:
+    """What the source says of its video, before the first keyframe: the server can get ready for its size."""
+    return StateChange(
+        state="connecting",
+        codec=info.codec,
+        width=info.width or None,
+        height=info.height or None,
+        fps=info.fps or None,
+        transport=info.transport,
+        client=info.client,
+    )

@@ -42,7 +42,9 @@ def test_each_frame_of_a_camera_reaches_its_slot() -> None:
         assert event.pts == pytest.approx((event.seq - 1) / 25)
         assert abs(event.received_unix - time.time()) < 60
     states = [(state.state, state.reason) for state in harness.states]
-    assert states == [("connecting", None), ("running", None)]
+    assert states == [("connecting", None), ("connecting", None), ("running", None)]
+    opened = harness.states[1]
+    assert (opened.codec, opened.width, opened.height) == (LIVE.codec, LIVE.width or None, LIVE.height or None)
     running = harness.states[-1]
     assert (running.codec, running.width, running.height, running.fps) == ("h264", 192, 128, 25)
     assert (running.transport, running.client) == ("tcp", "native")
@@ -123,8 +125,8 @@ def test_frames_inside_the_decoder_are_dropped_when_the_camera_goes() -> None:
     harness.until_seen(14)
     assert harness.drops()["DISCONNECTED"] >= 1
     reasons = [(state.state, state.reason) for state in harness.states]
-    assert reasons == [("connecting", None), ("running", None), ("backoff", "ended"), ("connecting", None),
-                       ("running", None)]  # fmt: skip
+    once = [("connecting", None), ("connecting", None), ("running", None)]  # before and after the source opens
+    assert reasons == [*once, ("backoff", "ended"), *once]
     seqs = [event.seq for event in harness.events if event.kind is EventKind.OPEN]
     assert seqs == list(range(1, len(seqs) + 1)), "numbers go on over connections"
     harness.stop()
@@ -150,7 +152,7 @@ def test_the_next_source_is_tried_for_a_codec_that_the_first_does_not_speak() ->
     unused = FakeSource(LIVE)
     harness = Harness(lambda settings: iter((native, fallback, unused)))
     assert harness.until_state("running").client == "libav"
-    assert [s.state for s in harness.states] == ["connecting", "running"]
+    assert [s.state for s in harness.states] == ["connecting", "connecting", "running"]
     assert unused.opened == 0
     harness.stop()
 

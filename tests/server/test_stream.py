@@ -152,6 +152,7 @@ def test_the_reason_stays_through_backoff_and_connecting_until_it_runs_again() -
     world.now += 0.5
     assert world.stream.status().retry_in_s == pytest.approx(1.5)
     change(StateChange(state="connecting"))
+    change(StateChange(state="connecting", codec="h264"))
     assert (world.stream.status().state, world.stream.status().reason) == ("connecting", "timeout")
     change(StateChange(state="running", codec="h264", width=1280, height=720, fps=25.0, client="native"))
     status = world.stream.status()
@@ -162,8 +163,11 @@ def test_the_reason_stays_through_backoff_and_connecting_until_it_runs_again() -
 
 def test_the_engine_is_told_of_a_shape_before_the_first_frame_needs_it() -> None:
     world = World()
-    world.stream.on_state(StateChange(state="running", codec="h264", width=640, height=480))
+    world.stream.on_state(StateChange(state="connecting"))
+    world.stream.on_state(StateChange(state="connecting", codec="h264", width=640, height=480))
     assert world.asked == [(480, 640)]
+    assert world.hub.messages == [], "it was connecting before"
+    assert world.stream.status().codec == "h264"
     assert world.stream.status().input_width is None
     world.frame(1)
     assert (world.stream.status().input_width, world.stream.status().input_height) == (640, 384)
