@@ -135,6 +135,35 @@ def test_an_address_that_does_not_answer_says_why_and_disturbs_nobody(server: Se
         assert server.http.get("/streams/dead").status_code == 404
 
 
+def test_the_ledger_balances_at_thousands_of_reads_through_load_kills_and_reconnects(
+    server: ServerProcess, clip: Path
+) -> None:
+    with Camera({f"/{n}": Mount(clip, fps=25) for n in range(4)}) as camera:
+        for n in range(4):
+            server.add(id=str(n), url=camera.url(f"/{n}"), max_fps=20 if n == 3 else None)
+        wait_for(lambda: server.ledger("3")["completed"] >= 3, 30, "detections")
+        reads = 0
+        for round_ in range(10):
+            for _ in range(60):
+                for n in range(4):
+                    server.ledger(str(n))  # asserts that it balances
+                    reads += 1
+            match round_:
+                case 1:
+                    camera.kill("/0", reset=True)
+                case 3:
+                    camera.faults("/1").loss = 0.05
+                case 5:
+                    camera.bye("/2")
+                case 7:
+                    os.kill(max(server.children()), signal.SIGKILL)  # the camera process started last
+        assert reads >= 2000
+        camera.stop()
+        wait_for(lambda: all(server.status(str(n))["state"] == "backoff" for n in range(4)), 15, "the loss of all")
+        for n in range(4):
+            wait_for(lambda n=n: server.ledger(str(n))["in_flight"] == 0, 10, "the last frame")
+
+
 def test_every_frame_of_a_file_is_detected_once(model: Path, tmp_path: Path, clip: Path) -> None:
     with ServerProcess(model, tmp_path / "data", "--media", str(clip.parent)) as server:
         server.add(id="file", url=clip.name, every_frame=True)
