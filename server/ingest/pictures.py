@@ -50,10 +50,11 @@ class Pictures:
             self._newest = self._held[seq] = frame
 
     def release(self, seq: int, completed: bool) -> None:
-        """The server is through with it. Completed ones may come out of order: the newest stays."""
+        """The server is through with it. The one completed last stays: that is the server's last result, though its
+        seq may be lower than another's (with B frames a picture is shown after pictures that came later)."""
         with self._lock:
             frame = self._held.pop(seq, None)
-            if frame is not None and completed and (self._completed is None or self._completed[0] < seq):
+            if frame is not None and completed:
                 self._completed = seq, frame
 
     def find(self, seq: int | None, completed: bool) -> av.VideoFrame | None:
