@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from server import media
 from server.batching.dispatcher import Dispatcher
 from server.batching.scheduler import Scheduler
@@ -183,8 +185,9 @@ class Runtime:
         stream = self._get(stream_id)
         try:
             definition = stream.definition.patched(patch)
-        except ValueError as error:
-            raise InvalidField("body", str(error)) from None
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            raise InvalidField(".".join(map(str, first["loc"])) or "url", first["msg"]) from None
         self._check(definition)
         await self._store.put(definition)
         stream.define(definition)
@@ -219,7 +222,9 @@ class Runtime:
             name = "every_frame" if definition.every_frame else "loop"
             raise InvalidField(name, "is for files only; a live camera cannot wait")
         try:
-            class_thresholds(definition, self._model.names, self._settings.confidence)
+            class_thresholds(
+                self._model.names, self._settings.confidence, definition.classes, definition.class_confidence
+            )
         except ValueError as error:
             where, _, why = str(error).partition(": ")
             raise InvalidField(where, why) from None
@@ -316,14 +321,14 @@ class Runtime:
         iou: float | None = None,
         classes: list[str] | None = None,
     ) -> tuple[int, int, list[Detection], dict[str, float]]:
-        wanted = StreamDefinition(url="detect", confidence=confidence, classes=classes)
+        lowest = self._settings.confidence if confidence is None else confidence
         try:
-            thresholds = class_thresholds(wanted, self._model.names, self._settings.confidence)
+            thresholds = class_thresholds(self._model.names, lowest, classes)
         except ValueError as error:
             raise InvalidField("classes", str(error).partition(": ")[2]) from None
         return await self._desk.detect(
             image,
-            self._settings.confidence if confidence is None else confidence,
+            lowest,
             self._settings.iou if iou is None else iou,
             None if thresholds is None else thresholds.tobytes(),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -106,11 +106,12 @@ class Stream:
 
     def define(self, definition: StreamDefinition) -> None:
         """Take settings over; they hold from the next frame on. ValueError names a class that the model lacks."""
-        names = self._house.model().names
-        thresholds = class_thresholds(definition, names, self._house.defaults.confidence)
-        self.definition = definition
         defaults = self._house.defaults
         confidence = definition.confidence if definition.confidence is not None else defaults.confidence
+        thresholds = class_thresholds(
+            self._house.model().names, confidence, definition.classes, definition.class_confidence
+        )
+        self.definition = definition
         if thresholds is not None:
             confidence = float(thresholds[thresholds <= 1.0].min(initial=1.0))
         self._confidence = confidence
@@ -322,22 +323,24 @@ class Stream:
 
 
 def class_thresholds(
-    definition: StreamDefinition, names: dict[int, str], default: float
+    names: dict[int, str],
+    confidence: float,
+    classes: Sequence[str] | None = None,
+    class_confidence: Mapping[str, float] | None = None,
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
     """float32[nc], 2.0 for a class that is not wanted; None if one confidence holds for all.
 
     ValueError `FIELD: ...` for a class that the model does not have.
     """
-    if definition.classes is None and not definition.class_confidence:
+    if classes is None and not class_confidence:
         return None
     known = {name: class_id for class_id, name in names.items()}
-    chosen = definition.class_confidence or {}
-    for field, asked in (("classes", definition.classes or []), ("class_confidence", chosen)):
+    chosen = class_confidence or {}
+    for field, asked in (("classes", classes or ()), ("class_confidence", chosen)):
         for name in asked:
             if name not in known:
                 raise ValueError(f"{field}: the model has no class {name!r}")
-    confidence = definition.confidence if definition.confidence is not None else default
-    wanted = known if definition.classes is None else set(definition.classes)
+    wanted = known if classes is None else set(classes)
     thresholds = np.full(max(names) + 1, 2.0, np.float32)
     for name, class_id in known.items():
         if name in wanted:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from server_process import ServerProcess, wait_for
 from tiny_model import tiny_bundle
 
@@ -121,6 +123,39 @@ def test_a_killed_or_stopped_worker_gives_errors_and_comes_back(
         assert set(lost) <= {"worker_lost", "hung"}
         assert sum(lost.values()) >= (number == signal.SIGSTOP), "the frame that hung is an error"
         assert server.status("a")["reconnects"] == 0, "the camera has nothing to do with it"
+
+
+def test_an_image_is_detected_through_the_same_batching_and_bad_input_is_named(server: ServerProcess) -> None:
+    picture = io.BytesIO()
+    red = Image.new("RGB", (640, 384), (90, 90, 90))
+    red.paste((250, 0, 0), (0, 0, 640, 384))
+    red.save(picture, "PNG")
+    png = {"Content-Type": "image/png"}
+    wait_for(lambda: server.http.get("/readyz").status_code == 200, 30, "readiness")
+    answer = server.http.post("/detect", content=picture.getvalue(), headers=png)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["width"], body["height"]) == (640, 384)
+    assert {d["class"] for d in body["detections"]} == {"red"}
+    only_blue = server.http.post("/detect", content=picture.getvalue(), headers=png, params={"classes": "blue"})
+    assert only_blue.json()["detections"] == []
+    for classes in ("cat", "re\x00d"):
+        refused = server.http.post("/detect", content=picture.getvalue(), headers=png, params={"classes": classes})
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_field"), classes
+    cut = server.http.post("/detect", content=picture.getvalue()[:100], headers=png)
+    assert (cut.status_code, cut.json()["errors"][0]["field"]) == (422, "image")
+
+
+def test_settings_change_while_a_stream_runs(server: ServerProcess, clip: Path) -> None:
+    with Camera({"/a": Mount(clip, fps=20)}) as camera:
+        server.add(id="a", url=camera.url("/a"))
+        wait_for(lambda: server.ledger("a")["completed"] >= 3, 20, "detections")
+        assert server.http.patch("/streams/a", json={"max_fps": 2, "classes": ["red"]}).status_code == 200
+        wait_for(lambda: server.ledger("a")["dropped"].get("ingest", {}).get("rate_limit", 0) >= 10, 15, "the limit")
+        assert server.status("a")["reconnects"] == 0
+        refused = server.http.patch("/streams/a", json={"classes": ["cat"]})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "classes")
+        assert server.http.get("/streams/a").json()["classes"] == ["red"]
 
 
 def test_an_address_that_does_not_answer_says_why_and_disturbs_nobody(server: ServerProcess, clip: Path) -> None:
