@@ -20,7 +20,10 @@ def demo_camera() -> Iterator[str]:
         raise UsageError(str(error)) from None
     command = [sys.executable, "-m", "server.testing.camera", "--mount", f"demo={clip}", "--port", "0", "--control"]
     # It ends when its standard input does: not even kill -9 of the server leaves it behind.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    # Ctrl-C goes to a terminal's whole process group; the camera must outlive the server's drain.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline().strip()

@@ -69,13 +69,15 @@ class DetectDesk:
         except TimeoutError:
             raise Unavailable("the engine is busy: no slot for another image came free in time") from None
         seq = next(self._seq)
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, image, slot))
         try:
-            pixels, (height, width) = await asyncio.to_thread(self._write, image, slot)
+            pixels, (height, width) = await asyncio.shield(writing)
         except ImageError as error:
             self._free.put_nowait(slot)
             raise InvalidField("image", str(error)) from None
         except BaseException:
-            self._free.put_nowait(slot)
+            # A thread cannot be cancelled: as long as it writes, the slot is its own.
+            writing.add_done_callback(lambda _: self._free.put_nowait(slot))
             raise
         future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._waiting[seq] = (slot, future)

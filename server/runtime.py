@@ -12,7 +12,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,24 +64,16 @@ class Readiness:
     worker_ready: bool
     worker_reason: str
     failing_s: float | None
-    unanswered_s: float | None
+    unanswered_s: float
 
     def verdict(self) -> tuple[bool, str]:
         if not self.worker_ready:
             return False, self.worker_reason
         if self.failing_s is not None:
             return False, f"inference has been failing for {self.failing_s:.1f} s"
-        if self.unanswered_s is not None and self.unanswered_s > _NO_ANSWER_S:
+        if self.unanswered_s > _NO_ANSWER_S:
             return False, f"frames wait and none has been answered for {self.unanswered_s:.1f} s"
         return True, "model loaded, inference works"
-
-
-@dataclass(slots=True)
-class _Engine:
-    """What the worker said of itself."""
-
-    hello: Hello | None = None
-    up_at: float = 0.0
 
 
 class Runtime:
@@ -109,7 +102,7 @@ class Runtime:
         self._streams: dict[str, Stream] = {}
         self._adding: set[str] = set()
         self._model = Model(bundle.name, 1, bundle.names, bundle.input_size)
-        self._engine = _Engine()
+        self._hello: Hello | None = None  # what the worker said of itself
         self._arenas = itertools.count(1)
         self._requests = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -133,9 +126,14 @@ class Runtime:
         self._worker.attach(arena_id, self._desk_arena)
         self._desk = DetectDesk(self.dispatcher, self._desk_arena, arena_id, lambda: self._model, self._clock)
         self.metrics.bind(self)
+        settings = self._settings
+        defaults = Defaults(settings.confidence, settings.iou, settings.max_staleness_ms)
+        self._house = House(
+            self.dispatcher, self.hub, self.metrics, lambda: self._model, defaults, self._clock, self._wall_clock
+        )
         for definition in await self._store.load():
             try:
-                self._open(definition)
+                self._open(definition, self._check(definition))
             except (InvalidField, NoCapacity, OSError) as error:
                 log.error("stream=%s not restored: %s", definition.id, error, extra={"stream": definition.id})
         self._spawn(self._tick())
@@ -144,7 +142,7 @@ class Runtime:
         """No new frames; what is in the house is answered, within the drain time; ledgers are closed and logged."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(self._close(stream, _DRAIN_S / 2) for stream in list(self._streams.values())))
+        await asyncio.gather(*(self._drain(stream) for stream in list(self._streams.values())))
         await self._worker.stop()
         self.dispatcher.close()
         self._desk_arena.close()
@@ -170,39 +168,57 @@ class Runtime:
     async def add_stream(self, definition: StreamDefinition) -> Stream:
         if definition.id in self._streams or definition.id in self._adding:
             raise StreamExists(f"stream {definition.id!r} exists already")
-        self._check(definition)
+        address = self._check(definition)
         self._adding.add(definition.id)
         try:
             await self._store.put(definition)
-            return self._open(definition)
+            try:
+                return self._open(definition, address)
+            except BaseException:
+                await self._store.delete(definition.id)
+                raise
         except OSError as error:
-            await self._store.delete(definition.id)
             raise NoCapacity(f"no memory or descriptors for another stream: {error.strerror}") from error
         finally:
             self._adding.discard(definition.id)
 
     async def update_stream(self, stream_id: str, patch: StreamPatch) -> Stream:
-        stream = self._get(stream_id)
-        try:
-            definition = stream.definition.patched(patch)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            raise InvalidField(".".join(map(str, first["loc"])) or "url", first["msg"]) from None
-        self._check(definition)
-        await self._store.put(definition)
-        stream.define(definition)
-        stream.camera.apply(self._camera_settings(definition))
-        return stream
+        async with self._changing(stream_id) as stream:
+            try:
+                definition = stream.definition.patched(patch)
+            except ValidationError as error:
+                first = error.errors(include_input=False, include_url=False)[0]
+                raise InvalidField(".".join(map(str, first["loc"])) or "url", first["msg"]) from None
+            address = self._check(definition)
+            await self._store.put(definition)
+            stream.define(definition)
+            stream.camera.apply(self._camera_settings(definition, address))
+            return stream
 
     async def remove_stream(self, stream_id: str) -> None:
+        async with self._changing(stream_id) as stream:
+            await self._store.delete(stream_id)
+            await self._close(stream)
+
+    @asynccontextmanager
+    async def _changing(self, stream_id: str) -> AsyncIterator[Stream]:
+        """The stream, for one who changes it alone. StreamNotFound, also if it went while others were waited for."""
         stream = self._get(stream_id)
-        await self._store.delete(stream_id)
-        await self._close(stream)
+        async with stream.changing:
+            if self._streams.get(stream_id) is not stream:
+                raise self._missing(stream_id)
+            yield stream
+
+    async def _drain(self, stream: Stream) -> None:
+        """The end of the server: the stream's frames are still answered."""
+        async with stream.changing:
+            if stream.id in self._streams:
+                await self._close(stream, _DRAIN_S / 2)
 
     async def probe(self, definition: StreamDefinition) -> ProbeResult:
         """Open the source in a process of its own, say what it is, keep nothing."""
-        self._check(definition)
-        result = await probe(self._camera_settings(definition), self._settings.open_timeout_s + 3.0)
+        settings = self._camera_settings(definition, self._check(definition))
+        result = await probe(settings, self._settings.open_timeout_s + 3.0)
         result.capacity = self._has_room(result.width or 1280, result.height or 720, result.fps or 25.0)
         return result
 
@@ -210,10 +226,14 @@ class Runtime:
         try:
             return self._streams[stream_id]
         except KeyError:
-            raise StreamNotFound(f"there is no stream {stream_id!r}") from None
+            raise self._missing(stream_id) from None
 
-    def _check(self, definition: StreamDefinition) -> None:
-        """What only the running server can judge: the address, the classes, the room."""
+    @staticmethod
+    def _missing(stream_id: str) -> StreamNotFound:
+        return StreamNotFound(f"there is no stream {stream_id!r}")
+
+    def _check(self, definition: StreamDefinition) -> str:
+        """What only the running server can judge: the address, the classes, the room. Returns the address to open."""
         try:
             address = media.resolve(definition.url, self._settings.media)
         except media.BadAddress as error:
@@ -228,22 +248,22 @@ class Runtime:
         except ValueError as error:
             where, _, why = str(error).partition(": ")
             raise InvalidField(where, why) from None
-        if definition.id not in self._streams and len(self._streams) >= self._settings.max_streams:
+        count = len(self._streams) + len(self._adding)
+        if definition.id not in self._streams and count >= self._settings.max_streams:
             raise NoCapacity(f"the server serves {self._settings.max_streams} streams at most (max_streams)")
+        return address
 
-    def _open(self, definition: StreamDefinition) -> Stream:
-        self._check(definition)
-        settings = self._settings
+    def _open(self, definition: StreamDefinition, address: str) -> Stream:
         arena_id = next(self._arenas)
-        defaults = Defaults(settings.confidence, settings.iou, settings.max_staleness_ms)
-        house = House(
-            self.dispatcher, self.hub, self.metrics, lambda: self._model, defaults, self._clock, self._wall_clock
-        )
-        stream = Stream(definition, arena_id, house)
-        stream.camera = self._make_camera(
-            self._camera_settings(definition), slots=SLOTS, on_events=stream.on_events, on_state=stream.on_state,
-            on_lost=stream.on_lost, clock=self._clock,
-        )  # fmt: skip
+        stream = Stream(definition, arena_id, self._house)
+        try:
+            stream.camera = self._make_camera(
+                self._camera_settings(definition, address), slots=SLOTS, on_events=stream.on_events,
+                on_state=stream.on_state, on_lost=stream.on_lost, clock=self._clock,
+            )  # fmt: skip
+        except BaseException:
+            self.dispatcher.remove(definition.id)
+            raise
         self._worker.attach(arena_id, stream.camera.arena)
         self._streams[definition.id] = stream
         self.hub.publish(stream.state_message())
@@ -252,8 +272,6 @@ class Runtime:
 
     async def _close(self, stream: Stream, drain_s: float = 0.0) -> None:
         """Stop the camera, give its frames `drain_s` to be answered, take the waiting ones back, close the ledger."""
-        if stream.closing:
-            return
         await stream.camera.stop(_DRAIN_S / 2)
         if drain_s and self._worker.ready:
             await stream.emptied(drain_s)
@@ -268,12 +286,12 @@ class Runtime:
         self.hub.close_stream(stream.id)
         log.info("stream=%s closed ledger=%s", stream.id, stream.ledger_entries.snapshot(), extra={"stream": stream.id})
 
-    def _camera_settings(self, definition: StreamDefinition) -> CameraSettings:
+    def _camera_settings(self, definition: StreamDefinition, address: str) -> CameraSettings:
         settings = self._settings
         secret = definition.password
         return CameraSettings(
             stream=definition.id,
-            url=media.resolve(definition.url, settings.media),
+            url=address,
             username=definition.username,
             password=None if secret is None else secret.get_secret_value(),
             transport=definition.transport or "auto",
@@ -336,8 +354,7 @@ class Runtime:
     # The engine.
 
     def _on_up(self, hello: Hello) -> None:
-        self._engine.hello = hello
-        self._engine.up_at = self._clock()
+        self._hello = hello
         log.info("engine=%s precision=%s device=%s %s", hello.engine, hello.precision, hello.device, hello.why)
         self.dispatcher.on_up(hello)
 
@@ -357,15 +374,12 @@ class Runtime:
         return self._worker.ready
 
     def readiness(self) -> tuple[bool, str]:
-        now, dispatcher = self._clock(), self.dispatcher
-        failing, last = dispatcher.failing_since, dispatcher.last_done_at
-        busy = dispatcher.waiting or dispatcher.in_engine
-        since = max(self._engine.up_at, last or 0.0)
+        failing = self.dispatcher.failing_since
         return Readiness(
             worker_ready=self._worker.ready,
             worker_reason=self._worker.reason,
-            failing_s=None if failing is None else now - failing,
-            unanswered_s=now - since if busy else None,
+            failing_s=None if failing is None else self._clock() - failing,
+            unanswered_s=self.dispatcher.unanswered_s(),
         ).verdict()
 
     @property
@@ -377,7 +391,7 @@ class Runtime:
 
     @property
     def model(self) -> Mapping[str, object]:
-        hello, model = self._engine.hello, self._model
+        hello, model = self._hello, self._model
         return {
             "name": model.name,
             "generation": model.generation,
@@ -396,8 +410,8 @@ class Runtime:
         usual = self.dispatcher.usual_s(shape)
         if usual is None:
             return True  # nothing measured yet
-        rates = sum(s.status().fps_received or 0.0 for s in self._streams.values())
-        parallel = self._engine.hello.parallel if self._engine.hello else 1
+        rates = sum(stream.rates()[0] or 0.0 for stream in self._streams.values())
+        parallel = self._hello.parallel if self._hello else 1
         return (rates + fps) * usual <= parallel
 
 

@@ -97,6 +97,8 @@ class Stream:
         self._shape: tuple[int, int] | None = None  # (height, width) of the newest input
         self.reconnects: dict[str, int] = {}
         self.decode_errors: dict[str, int] = {}
+        self.changing = asyncio.Lock()
+        """Held while settings change or the stream goes: one at a time, and nothing after it has gone."""
         self.closing = False
         self.define(definition)
 
@@ -283,14 +285,17 @@ class Stream:
         """Once a second: samples for the rates."""
         self._rates.append((self._house.clock(), self.ledger_entries.received, self.ledger_entries.completed))
 
+    def rates(self) -> tuple[float | None, float | None]:
+        """Frames a second (received, detected) over the last seconds; None before there are two samples."""
+        if len(self._rates) < 2:
+            return None, None
+        (t0, received0, completed0), (t1, received1, completed1) = self._rates[0], self._rates[-1]
+        return round((received1 - received0) / (t1 - t0), 2), round((completed1 - completed0) / (t1 - t0), 2)
+
     def status(self) -> StreamStatus:
         self.camera.drain()
         state, seen, newest = self._state, self._seen, self._newest
-        received_fps = detected_fps = None
-        if len(self._rates) > 1:
-            (t0, received0, completed0), (t1, received1, completed1) = self._rates[0], self._rates[-1]
-            received_fps = round((received1 - received0) / (t1 - t0), 2)
-            detected_fps = round((completed1 - completed0) / (t1 - t0), 2)
+        received_fps, detected_fps = self.rates()
         p50 = p99 = None
         if self._latencies:
             p50, p99 = (round(float(x), 2) for x in np.percentile(self._latencies, (50, 99)))

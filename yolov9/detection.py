@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-import PIL.ImageOps
 import torch
 
 from yolov9.geometry import Letterbox, input_shape
+from yolov9.images import read_image, to_rgb
 from yolov9.letterbox import Letterboxer
 from yolov9.postprocess import postprocess
 
@@ -67,11 +67,9 @@ def _predict(model: Detector, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.f
 
 
 def _rgb(picture: Picture) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) uint8 RGB. ValueError for an array that is something else."""
+    """(h, w, 3) uint8 RGB. ValueError for an array that is something else, ImageError for what is no picture."""
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"picture of shape {picture.shape} and type {picture.dtype}, not (h, w, 3) uint8 RGB")
         return picture
-    image = picture if isinstance(picture, PIL.Image.Image) else PIL.Image.open(picture)
-    upright = PIL.ImageOps.exif_transpose(image)
-    return np.asarray(upright.convert("RGB"))
+    return to_rgb(picture) if isinstance(picture, PIL.Image.Image) else read_image(picture)

@@ -80,7 +80,7 @@ class Dispatcher:
         self._pumping = False
         self.failing_since: float | None = None
         """Time since which every batch has failed; None: the last one succeeded."""
-        self.last_done_at: float | None = None
+        self._unanswered_since = 0.0
 
     @property
     def waiting(self) -> int:
@@ -90,6 +90,14 @@ class Dispatcher:
     def in_engine(self) -> int:
         """Frames sent to the worker and not answered yet."""
         return sum(map(len, self._batches.values()))
+
+    def unanswered_s(self) -> float:
+        """For how long frames have been here without any of them being answered; 0 while there are none."""
+        return self._clock() - self._unanswered_since if self._busy else 0.0
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._scheduler.waiting or self._batches)
 
     def usual_s(self, shape: Shape, batch: int = 1) -> float | None:
         """Usual inference time, seconds; None if not known yet."""
@@ -112,7 +120,10 @@ class Dispatcher:
     def offer(self, frame: Waiting) -> None:
         """Take a frame over. Call `pump` after the last of a burst."""
         self.want(frame.shape)
-        for dropped in self._scheduler.offer(frame, self._clock()):
+        now = self._clock()
+        if not self._busy:
+            self._unanswered_since = now
+        for dropped in self._scheduler.offer(frame, now):
             self._give_back(dropped.frame, dropped.reason)
 
     def pump(self) -> None:
@@ -170,6 +181,7 @@ class Dispatcher:
     # What the worker says.
 
     def on_up(self, hello: Hello) -> None:
+        self._unanswered_since = self._clock()  # what waited for the engine to come is not its fault
         self._window.parallel = hello.parallel
         self._scheduler.max_batch = hello.max_batch
         self._prepared.add((hello.height, hello.width))
@@ -196,7 +208,7 @@ class Dispatcher:
         now = self._clock()
         failed = done.error is not None
         self._window.ended(done.id, done.started_at, done.finished_at, ok=not failed)
-        self.last_done_at = now
+        self._unanswered_since = now
         if not failed:
             self.failing_since = None
         elif self.failing_since is None:
