@@ -109,6 +109,11 @@ class Video:
             yield from decoded
 
     def close(self) -> None:
+        """May be called at any frame, and again."""
+        context = self._stream.codec_context
+        if context.is_open:
+            # Idle threads: one that logs while the context is freed would wait for the GIL for ever.
+            context.flush_buffers()
         self._container.close()
 
 

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -355,6 +357,32 @@ def test_results_are_complete_json_after_an_interrupt(run, tmp_path, monkeypatch
     assert len(entries) == 4
     assert "interrupted" in out
     assert len(list(av.open(str(tmp_path / "out" / "clip.mp4")).decode(video=0))) == 4
+
+
+def test_a_video_left_early_never_waits_for_decoder_threads_that_want_to_log(tmp_path):
+    """libav's log takes the GIL, and freeing a decoder waits for its threads: together they hang for good, and hold
+    the GIL, so that only another process can tell."""
+    write_clip(tmp_path / "clip.mkv", range(0, 1000, 40))
+    program = """
+import itertools, sys
+import av
+from yolov9.media import Video, find
+
+av.logging.set_level(av.logging.DEBUG)
+(source,) = find(sys.argv[1])
+with av.logging.Capture(local=False) as lines:
+    for count in range(300):
+        video = Video(source)
+        list(itertools.islice(video, 1 + count % 8))
+        video.close()
+        del video
+        lines.clear()
+print("done")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "clip.mkv")], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "done\n", ended.stderr
 
 
 def test_a_checkpoint_runs_in_torch(run, tmp_path):
