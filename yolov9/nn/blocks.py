@@ -1,7 +1,9 @@
 """The blocks of GELAN and of programmable gradient information.
 
 Attribute names (`cv1`, `m`, `conv1`, ...) are those of the reference layout, since they are the keys of every published
-state dict. `fuse()` folds batch normalisation into the convolutions, in place, for inference.
+state dict. `fuse()` folds batch normalisation into the convolutions, in place, for inference. `split` is where a block
+cuts its channels in two: halves when it is built, anything once it is pruned. Numbers, not computed from a shape, so that
+an exporter writes one Split.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class ELAN1(nn.Module):
 
     def __init__(self, c1: int, c2: int, hidden: int, branch: int) -> None:
         super().__init__()
+        self.split = [hidden // 2, hidden // 2]
         self.cv1 = Conv(c1, hidden)
         self.cv2 = Conv(hidden // 2, branch, 3)
         self.cv3 = Conv(branch, branch, 3)
@@ -114,6 +117,7 @@ class RepNCSPELAN4(nn.Module):
 
     def __init__(self, c1: int, c2: int, hidden: int, branch: int, repeats: int = 1) -> None:
         super().__init__()
+        self.split = [hidden // 2, hidden // 2]
         self.cv1 = Conv(c1, hidden)
         self.cv2 = nn.Sequential(RepNCSP(hidden // 2, branch, repeats), Conv(branch, branch, 3))
         self.cv3 = nn.Sequential(RepNCSP(branch, branch, repeats), Conv(branch, branch, 3))
@@ -140,11 +144,12 @@ class ADown(nn.Module):
 
     def __init__(self, c1: int, c2: int) -> None:
         super().__init__()
+        self.split = [c1 // 2, c1 // 2]
         self.cv1 = Conv(c1 // 2, c2 // 2, 3, 2)
         self.cv2 = Conv(c1 // 2, c2 // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = _halves(F.avg_pool2d(x, 2, 1))
+        left, right = torch.split(F.avg_pool2d(x, 2, 1), self.split, 1)
         return torch.cat((self.cv1(left), self.cv2(F.max_pool2d(right, 3, 2, 1))), 1)
 
 
@@ -222,13 +227,7 @@ def _with_bias(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
 
 def _aggregate(block: ELAN1 | RepNCSPELAN4, x: Tensor) -> Tensor:
     """ELAN: split the projection in two, send the second half through both blocks, join all four maps."""
-    first, second = _halves(block.cv1(x))
+    first, second = torch.split(block.cv1(x), block.split, 1)
     third = block.cv2(second)
     out: Tensor = block.cv4(torch.cat((first, second, third, block.cv3(third)), 1))
     return out
-
-
-def _halves(x: Tensor) -> Sequence[Tensor]:
-    """`chunk` that an exporter writes as one Split: the width is a number there, not computed from a shape."""
-    half = int(x.shape[1]) // 2
-    return torch.split(x, [half, half], 1)
