@@ -1,0 +1,1 @@
+"""Training: which anchor points learn what (`assigner`), what a prediction costs (`loss`)."""
