@@ -98,12 +98,13 @@ def _as_dict(found: Assignment) -> dict[tuple[int, int], tuple[int, float]]:
 @settings(max_examples=50, deadline=None)
 def test_ciou_is_the_formula(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
-    a, b = torch.rand(20, 4, generator=g) * 50, torch.rand(20, 4, generator=g) * 50
+    a, b = (torch.rand(20, 4, generator=g, dtype=torch.float64) * 50 for _ in range(2))  # slivers, too: in double
     a[:, 2:] += a[:, :2]
     b[:, 2:] += b[:, :2]
-    wanted = torch.tensor([_ciou(p, q) for p, q in zip(a.tolist(), b.tolist(), strict=True)])
-    torch.testing.assert_close(ciou(a, b), wanted, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(ciou(a, a), torch.ones(20), atol=1e-5, rtol=0)
+    wanted = torch.tensor([_ciou(p, q) for p, q in zip(a.tolist(), b.tolist(), strict=True)], dtype=torch.float64)
+    torch.testing.assert_close(ciou(a, b), wanted, atol=1e-9, rtol=0)
+    fat = torch.cat((a[:, :2], a[:, 2:] + 1), 1)
+    torch.testing.assert_close(ciou(fat, fat), torch.ones_like(wanted), atol=1e-6, rtol=0)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 4), st.integers(0, 25))
