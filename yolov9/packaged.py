@@ -1,4 +1,8 @@
-"""Models that come inside the distribution: `NAME` on every command line. Their place is `yolov9/models/NAME/`."""
+"""Models by name: `NAME` on every command line.
+
+The ones that come inside the distribution are in `yolov9/models/NAME/`. Published checkpoints (`yolov9-c`, ...) that
+were fetched with `python -m yolov9.weights get NAME` are known by their names, too.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,38 @@ def names() -> list[str]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The bundle folder of a packaged name, or the path itself if something is there. ModelNotFound otherwise."""
+    """The path itself if something is there, the bundle folder of a packaged name, or the file of a published one.
+
+    ModelNotFound otherwise.
+    """
     path = Path(name_or_path)
     if path.exists():
         return path
     if len(path.parts) == 1 and str(name_or_path) in names():
         return _root() / str(name_or_path)
+    published = _published(str(name_or_path))
+    if published is not None:
+        return published
     have = ", ".join(names()) or "none"
     raise ModelNotFound(
         f"model {str(name_or_path)!r} is neither a folder nor a packaged model (packaged: {have}). Make a bundle from "
         "a checkpoint with: python -m yolov9.export --weights WEIGHTS --out BUNDLE"
     )
+
+
+def _published(name: str) -> Path | None:
+    """The file of a published checkpoint, None if that is no such name. ModelNotFound if it has to be fetched."""
+    from yolov9.checkpoints import releases  # with it come the modules for HTTP
+
+    try:
+        path = releases.cached(name)
+    except releases.ReleaseError as e:
+        raise ModelNotFound(str(e)) from None
+    if path is None and name.removesuffix(".pt") in releases.RELEASES:
+        raise ModelNotFound(
+            f"{name} is a published checkpoint that is not on this machine yet: python -m yolov9.weights get {name}"
+        )
+    return path
 
 
 def _root() -> Path:

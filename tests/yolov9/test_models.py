@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -10,10 +11,21 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import yolov9
-from yolov9.nn.architecture import IMAGE, ArchitectureError, IdentityLayer, architecture, names, parse
+from yolov9.nn.architecture import (
+    IMAGE,
+    MAX_TEXT,
+    ArchitectureError,
+    IdentityLayer,
+    architecture,
+    from_dict,
+    names,
+    parse,
+)
 from yolov9.nn.cost import gflops, parameters
 from yolov9.nn.head import RawOutputs, Towers
 from yolov9.nn.model import Detector, build, class_names
@@ -104,7 +116,7 @@ def test_keys_follow_the_reference(name: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_training_file_is_the_inference_file_and_an_auxiliary_section(size: str) -> None:
     training, inference = architecture(f"yolov9-{size}"), architecture(f"gelan-{size}")
-    assert training.inference == inference.name == inference.inference
+    assert training.inference == inference == inference.inference
     main = {x.name: x for x in training.layers[:-1] if x.section != "auxiliary"}
     for x in inference.layers[:-1]:
         assert main.pop(x.name) == x or x.sources == (IMAGE,)
@@ -117,15 +129,25 @@ def test_the_auxiliary_branch_goes_without_a_trace_and_fusing_changes_rounding_o
     model, images = trained(build(name, 3)), torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         whole = model(images)
+        fused_whole = copy.deepcopy(model).fuse()(images)
         pruned = model.prune_auxiliary()(images)
         fused = model.fuse()(images)
     assert whole.shape == (2, 7, 12 * 8 + 6 * 4 + 3 * 2)
     assert model.name == name.replace("yolov9", "gelan")
     assert set(model.state_dict()) == set(skeleton(model.name, classes=3).fuse().state_dict())
     assert torch.equal(pruned, whole)
+    assert torch.equal(fused, fused_whole)
     assert (fused - pruned)[:, 4:].abs().max() < 1e-4
     assert (fused - pruned)[:, :4].abs().max() < 2e-2  # pixels
     assert model.fused
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_inference_network_has_nothing_to_prune(size: str) -> None:
+    model = skeleton(f"gelan-{size}")
+    keys = list(model.state_dict())
+    assert model.prune_auxiliary().arch is architecture(f"gelan-{size}")
+    assert list(model.state_dict()) == keys
 
 
 @pytest.mark.parametrize("name", ["gelan-t", "yolov9-t", "yolov9-m", "yolov9-e"])  # one of each way of wiring
@@ -241,6 +263,18 @@ def test_a_file_of_one_s_own_builds() -> None:
         ),
         ("{block: Upsample}", "{block: Upsample, from: image}", r"neck\.up: Upsample of a map of stride 1"),
         ("backbone:", "backbone: [", "not valid YAML"),
+        ("hidden: 16", "hidden: 16, repeats: 33", r"backbone\.c: repeats: .*32"),
+        ("RepNCSPELAN4, channels: 16, hidden: 16", "GELAN, channels: 16, hidden: 15", r"c: hidden: 15 cannot be split"),
+        ("RepNCSPELAN4,", "GELAN, depth: 0,", r"backbone\.c: depth: .*greater than 0"),
+        ("RepNCSPELAN4,", "GELAN, computation: transformer,", r"backbone\.c: computation: .*'res2' or 'dark'"),
+        ("RepNCSPELAN4,", "RepNCSPELAN4, computation: res,", r"backbone\.c: computation: Extra"),
+        (
+            "{block: Upsample}",
+            "{block: Reversible, from: c}",
+            r"neck\.up: from: Reversible takes several sources, not 1",
+        ),
+        ("{block: Upsample}", "{block: Reversible, from: [c, a]}", r"neck\.up: Reversible .*\[\(16, 4\), \(8, 2\)\]"),
+        ("{block: Upsample}", "{block: Reversible, from: [c, b, c]}", r"neck\.up: Reversible adds two maps"),
     ],
 )
 def test_mistakes_in_a_file_are_named(old: str, new: str, message: str) -> None:
@@ -248,6 +282,72 @@ def test_mistakes_in_a_file_are_named(old: str, new: str, message: str) -> None:
     assert text != TINY
     with pytest.raises(ArchitectureError, match=message):
         Detector(parse("tiny", text), {0: "a"}, Towers())
+
+
+LAYER = "{block: Conv, channels: 8}"
+HEAD = "head: {out: {block: Detect, from: [a, b]}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1]\nb: *a\n", "aliases are not read"),
+        ("x: &x {a: 1}\ny: {<<: [*x, *x]}\n", "aliases are not read"),
+        ("[" * 20_000, "not valid YAML"),
+        ("? [a, b]\n: c\n", "not valid YAML"),
+        ("backbone: !!bool maybe\n", "not valid YAML"),
+        ("backbone: !!int ''\n", "not valid YAML"),
+        ("backbone: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+        ("backbone: {a: {block: Conv, channels: " + "9" * 5000 + "}}\n" + HEAD, "not valid YAML"),
+        ("backbone: {a: {block: Conv, channels: 99999}}\n" + HEAD, r"backbone\.a: channels: .*16384"),
+        ("#" * 70_000, "70000 characters, but an architecture has at most 65536"),
+        ("backbone:\n" + "".join(f"  a{i}: {LAYER}\n" for i in range(513)) + HEAD, "more than 512 layers"),
+        ('backbone: {a: {block: "\\e[31m"}}\n' + HEAD, r"block: .*\?\[31m"),
+    ],
+)
+def test_a_stranger_s_file_is_refused_in_one_harmless_sentence(text: str, message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message) as error:
+        parse("theirs", text)
+    assert len(str(error.value)) <= 500
+    assert str(error.value).isprintable()
+
+
+@given(st.text(alphabet=st.sampled_from("abc019{}[]:,-!&*?<>#'\"|~. \n\t"), max_size=60))
+def test_any_text_is_an_architecture_or_an_error(text: str) -> None:
+    for whole in (text, TINY.replace("channels: 16", text, 1), TINY.replace("backbone", text, 1)):
+        with contextlib.suppress(ArchitectureError):
+            assert parse("any", whole).layers
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_architecture_is_read_back_from_its_text(name: str) -> None:
+    arch = architecture(name)
+    assert arch.packaged
+    assert parse(name, arch.to_yaml()) == from_dict(name, arch.to_dict()) == arch
+    assert not parse("other", arch.to_yaml()).packaged
+    assert not parse(name, TINY).packaged
+    assert len(arch.to_yaml()) < MAX_TEXT / 4
+
+
+def test_what_is_left_of_a_file_of_one_s_own_keeps_its_name_and_layers() -> None:
+    text = TINY.replace("head:", "auxiliary:\n  e: {block: Identity, from: d}\nhead:").replace(
+        "[join, d]", "[join, d], auxiliary: [c, e]"
+    )
+    whole, left = parse("my_net", text), parse("my_net", TINY)
+    assert whole.inference == left
+    assert left.inference is left
+    torch.manual_seed(0)
+    model, images = Detector(whole, {0: "a"}, Towers()), torch.rand(1, 3, 32, 32)
+    assert len(model(images).auxiliary) == 2
+    with torch.inference_mode():
+        before = model.eval()(images)
+        assert torch.equal(model.prune_auxiliary()(images), before)
+
+
+def test_an_architecture_of_one_s_own_is_built_without_options() -> None:
+    assert build(parse("tiny", TINY), 2).name == "tiny"
+    with pytest.raises(ArchitectureError, match="tiny: depth: options are for packaged architectures"):
+        build(parse("tiny", TINY), 2, depth=3)
 
 
 def test_composite_links_must_have_the_width_that_they_are_added_to() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolov9.nn import blocks
+from yolov9.nn.architecture import Computation
 from yolov9.nn.head import DFL, Detect, RawOutputs, Towers, anchors
+from yolov9.nn.reversible import MINIMAL_GAMMA, Reversible
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +43,15 @@ BLOCKS = [
     pytest.param(lambda: blocks.RepNCSP(8, 16, 2), (16, 16, 16), id="RepNCSP"),
     pytest.param(lambda: blocks.ELAN1(8, 12, 16, 4), (12, 16, 16), id="ELAN1"),
     pytest.param(lambda: blocks.RepNCSPELAN4(8, 12, 16, 6, 2), (12, 16, 16), id="RepNCSPELAN4"),
+    pytest.param(lambda: blocks.Residual(8, 12), (12, 16, 16), id="Residual"),
+    pytest.param(lambda: blocks.Res2(8, 10), (10, 16, 16), id="Res2"),
+    pytest.param(lambda: blocks.Dark(8, 12), (12, 16, 16), id="Dark"),
+    *(
+        pytest.param(
+            lambda c=c: blocks.GELAN(8, 12, 16, 6, computation=c, depth=3, repeats=2), (12, 16, 16), id=f"GELAN-{c}"
+        )
+        for c in get_args(Computation)
+    ),
     pytest.param(lambda: blocks.AConv(8, 16), (16, 8, 8), id="AConv"),
     pytest.param(lambda: blocks.ADown(8, 16), (16, 8, 8), id="ADown"),
     pytest.param(lambda: blocks.SPPELAN(8, 12, 6), (12, 16, 16), id="SPPELAN"),
@@ -105,6 +118,115 @@ def test_aggregation_joins_both_halves_and_both_blocks_in_order() -> None:
         second = block.cv2(y[:, 4:])
         expected = block.cv4(torch.cat([y[:, :4], y[:, 4:], second, block.cv3(second)], 1))
         torch.testing.assert_close(block(x), expected)
+
+
+def convolved(x: Tensor, block: nn.Module, act: bool = True) -> Tensor:
+    """A Conv in eval mode, from its tensors."""
+    t = dict(block.state_dict())
+    weight = t["conv.weight"]
+    y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    scale = t["bn.weight"] / (t["bn.running_var"] + 1e-3).sqrt()
+    y = (y - t["bn.running_mean"].view(-1, 1, 1)) * scale.view(-1, 1, 1) + t["bn.bias"].view(-1, 1, 1)
+    return y * torch.sigmoid(y) if act else y
+
+
+def csp(x: Tensor, m: nn.Module) -> Tensor:
+    through, around = convolved(x, m.cv1), convolved(x, m.cv2)
+    for unit in m.m:
+        y = convolved(through, unit.cv1.conv1, act=False) + convolved(through, unit.cv1.conv2, act=False)
+        through = through + convolved(F.silu(y), unit.cv2)
+    return convolved(torch.cat([through, around], 1), m.cv3)
+
+
+def residual(x: Tensor, m: nn.Module) -> Tensor:
+    return shortcut(x, m) + convolved(convolved(convolved(x, m.cv1), m.cv2), m.cv3)
+
+
+def res2(x: Tensor, m: nn.Module) -> Tensor:
+    x1, x2, x3, x4 = convolved(x, m.cv1).chunk(4, 1)
+    y2 = convolved(x2, m.m[0])
+    y3 = convolved(x3 + y2, m.m[1])
+    y4 = convolved(x4 + y3, m.m[2])
+    return shortcut(x, m) + convolved(torch.cat([x1, y2, y3, y4], 1), m.cv2)
+
+
+def dark(x: Tensor, m: nn.Module) -> Tensor:
+    return shortcut(x, m) + convolved(convolved(x, m.cv1), m.cv2)
+
+
+def shortcut(x: Tensor, m: nn.Module) -> Tensor:
+    return x if isinstance(m.shortcut, nn.Identity) else convolved(x, m.shortcut, act=False)
+
+
+UNITS: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
+    "conv": convolved, "res": residual, "res2": res2, "dark": dark
+}  # fmt: skip
+
+
+def test_every_computation_has_a_block_and_a_formula_here() -> None:
+    assert set(blocks.COMPUTATIONS) == set(get_args(Computation)) == {"csp", *UNITS}
+
+
+@pytest.mark.parametrize("computation", get_args(Computation))
+@pytest.mark.parametrize(("c1", "c2", "repeats"), [(8, 8, 1), (8, 8, 3), (12, 8, 2), (4, 10, 1)])
+def test_computations_are_their_formulas(computation: Computation, c1: int, c2: int, repeats: int) -> None:
+    block, x = trained(blocks.COMPUTATIONS[computation](c1, c2, repeats)), torch.randn(2, c1, 7, 5)
+    with torch.no_grad():
+        if computation == "csp":
+            assert len(block.m) == repeats
+            expected = csp(x, block)
+        else:
+            assert len(block) == repeats
+            expected = x
+            for unit in block:
+                expected = UNITS[computation](expected, unit)
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    assert expected.shape == (2, c2, 7, 5)
+
+
+@pytest.mark.parametrize("computation", get_args(Computation))
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_stage_joins_both_halves_and_every_block_in_order(computation: Computation, depth: int) -> None:
+    stage = trained(blocks.GELAN(6, 10, 8, 4, computation=computation, depth=depth, repeats=2))
+    x = torch.randn(1, 6, 5, 5)
+    assert {k.split(".")[0] for k in stage.state_dict()} == {f"cv{i}" for i in range(1, depth + 3)}
+    with torch.no_grad():
+        y = convolved(x, stage.cv1)
+        maps = [y[:, :4], y[:, 4:]]
+        for i in range(depth):
+            inner, last = getattr(stage, f"cv{i + 2}")
+            maps.append(convolved(inner(maps[-1]), last))
+        expected = convolved(torch.cat(maps, 1), getattr(stage, f"cv{depth + 2}"))
+        torch.testing.assert_close(stage(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_published_stage_is_the_default_one() -> None:
+    torch.manual_seed(3)
+    published = blocks.RepNCSPELAN4(6, 10, 8, 4, 2)
+    torch.manual_seed(3)
+    default = blocks.GELAN(6, 10, 8, 4, repeats=2)
+    assert all(torch.equal(a, b) for a, b in zip(published.parameters(), default.parameters(), strict=True))
+    assert list(published.state_dict()) == list(default.state_dict())
+
+
+def test_a_reversible_sum_gives_its_first_input_back_whatever_gamma_is() -> None:
+    block = Reversible(6).double()
+    block.gamma.data[:, 0, 0] = torch.tensor([0.5, -0.5, 2, 0, 1e-9, -1e-9])
+    previous, transformed = torch.randn(2, 6, 3, 4).double(), torch.randn(2, 6, 3, 4).double()
+    with torch.no_grad():
+        out = block([previous, transformed])
+        torch.testing.assert_close(block.inverse(out, transformed), previous, rtol=1e-9, atol=1e-9)
+        gamma = torch.tensor([0.5, -0.5, 2, MINIMAL_GAMMA, MINIMAL_GAMMA, -MINIMAL_GAMMA]).double().view(6, 1, 1)
+        torch.testing.assert_close(out, transformed + gamma * previous, rtol=1e-9, atol=1e-9)
+
+
+def test_gamma_learns_where_it_is_kept_from_zero_too() -> None:
+    block = Reversible(2)
+    block.gamma.data.zero_()
+    previous = torch.ones(1, 2, 2, 2)
+    block([previous, previous]).sum().backward()
+    assert block.gamma.grad is not None
+    assert block.gamma.grad.flatten().tolist() == [4, 4]
 
 
 def test_spatial_pyramid_pools_serially() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import yolov9
-from yolov9 import weights
+from yolov9.checkpoints import matching
 from yolov9.nn.head import Towers
 from yolov9.nn.model import Detector, build
 from yolov9.packaged import ModelNotFound
@@ -116,18 +116,13 @@ def test_half_precision_and_missing_counters_are_made_up_for(state: State) -> No
     assert loaded.state_dict()["model.0.bn.num_batches_tracked"] == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["gelan-t", "gelan-s", "gelan-m", "gelan-c", "gelan-e", "yolov9-t", "yolov9-s", "yolov9-m"]
-)
+@pytest.mark.parametrize("name", [f"{family}-{size}" for family in ("gelan", "yolov9") for size in "tsmce"])
 def test_the_architecture_is_found_by_its_shapes(name: str) -> None:
     with torch.device("meta"):
         state = build(name, 3).state_dict()
-    assert weights._layout(state).classes == 3
-    fits = {
-        arch.name: weights._Fit(weights._skeleton(arch, weights._layout(state), {0: "a", 1: "b", 2: "c"}), state).wrong
-        for arch in weights._layout(state).candidates
-    }
-    assert [n for n, wrong in fits.items() if wrong == 0] == [name]
+    found = matching.match(state)
+    assert (found.name, len(found.names)) == (name, 3)
+    assert {key: t.shape for key, t in found.state_dict().items()} == {key: t.shape for key, t in state.items()}
 
 
 @pytest.mark.parametrize(("width", "groups"), [(64, 4), (80, 1), (128, 4)])
@@ -189,6 +184,12 @@ def test_a_head_without_classes_is_refused(state: State) -> None:
         from_state_dict(state)
 
 
+def test_keys_that_no_network_has_are_named_without_harm(state: State) -> None:
+    state["model." + "9" * 5000 + ".weight"] = state["model.\x1b[2J.weight"] = torch.zeros(1)
+    with pytest.raises(WeightsError, match=r"2 unexpected: model\.999.*\.\.\., model\.\?\[2J\.weight$"):
+        from_state_dict(state)
+
+
 def test_an_error_names_some_keys_only(state: State) -> None:
     few = {k: t for k, t in state.items() if not k.startswith("model.15.")}
     with pytest.raises(WeightsError, match=r"missing: model\.15\.\S+, model\.15\.\S+, .*, \.\.\.$") as caught:
@@ -229,7 +230,7 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path: Path, protocol: int
             load(tmp_path / name)
     assert not (tmp_path / "trapped").exists()
     torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
-    with pytest.raises(WeightsError, match="holds pickled Python objects"):
+    with pytest.raises(WeightsError, match=r"module\.pt: no detection head in a known layout"):
         load(tmp_path / "module.pt")
 
 
@@ -242,7 +243,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: bytes) -> No
 
 def test_a_torch_file_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match="holds no state dict"):
+    with pytest.raises(WeightsError, match="holds no model and no state dict"):
         load(tmp_path / "w.pt")
 
 

@@ -2,20 +2,28 @@
 
 Attribute names (`cv1`, `m`, `conv1`, ...) are those of the reference layout, since they are the keys of every published
 state dict. `fuse()` folds batch normalisation into the convolutions, in place, for inference. `split` is where a block
-cuts its channels in two: halves when it is built, anything once it is pruned. Numbers, not computed from a shape, so that
-an exporter writes one Split.
+cuts its channels: into equal parts when it is built, anything once it is pruned. Numbers, not computed from a shape, so
+that an exporter writes one Split.
+
+What computes inside a stage of GELAN is any of `COMPUTATIONS`. To add one: a class with (c1, c2) that keeps height and
+width, a line in that table, and its name in `yolov9.nn.architecture.Computation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yolov9.nn.architecture import Computation
+
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.03
+RES2_SCALE = 4
+"""Groups of channels in a Res2 block: Res2Net's default."""
 
 
 class Conv(nn.Module):
@@ -97,6 +105,87 @@ class RepNCSP(nn.Module):
         return out
 
 
+class Residual(nn.Module):
+    """ResNet's bottleneck: 1x1 to half of the width, 3x3, 1x1 back, added to the input."""
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__()
+        half = max(c2 // 2, 1)
+        self.cv1 = Conv(c1, half)
+        self.cv2 = Conv(half, half, 3)
+        self.cv3 = Conv(half, c2)
+        self.shortcut = _shortcut(c1, c2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.shortcut(x) + self.cv3(self.cv2(self.cv1(x)))
+        return out
+
+
+class Res2(nn.Module):
+    """Res2Net's bottleneck (arXiv 1904.01169): a hierarchy of residuals inside one block.
+
+    Between two 1x1 convolutions the channels are cut into four groups. The first is left alone; to each further one the
+    result of the group before is added (not to the second), then comes a 3x3 convolution of its own: one block sees
+    neighbourhoods of four sizes.
+    """
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__()
+        group = -(-c2 // RES2_SCALE)
+        self.split = [group] * RES2_SCALE
+        self.cv1 = Conv(c1, group * RES2_SCALE)
+        self.m = nn.ModuleList(Conv(group, group, 3) for _ in range(RES2_SCALE - 1))
+        self.cv2 = Conv(group * RES2_SCALE, c2)
+        self.shortcut = _shortcut(c1, c2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *groups = torch.split(self.cv1(x), self.split, 1)
+        parts = [first]
+        for number, (conv, group) in enumerate(zip(self.m, groups, strict=True)):
+            parts.append(conv(group + parts[-1] if number else group))
+        out: Tensor = self.shortcut(x) + self.cv2(torch.cat(parts, 1))
+        return out
+
+
+class Dark(nn.Module):
+    """Darknet-53's block: 1x1 to half of the width, 3x3 back, added to the input."""
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__()
+        half = max(c2 // 2, 1)
+        self.cv1 = Conv(c1, half)
+        self.cv2 = Conv(half, c2, 3)
+        self.shortcut = _shortcut(c1, c2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.shortcut(x) + self.cv2(self.cv1(x))
+        return out
+
+
+def _shortcut(c1: int, c2: int) -> nn.Module:
+    """What a residual is added to: the input, projected where the width changes."""
+    return nn.Identity() if c1 == c2 else Conv(c1, c2, act=False)
+
+
+def _chain(block: Callable[[int, int], nn.Module]) -> Callable[[int, int, int], nn.Module]:
+    """A computation of `repeats` blocks, one after the other."""
+
+    def build(c1: int, c2: int, repeats: int) -> nn.Module:
+        return nn.Sequential(block(c1, c2), *(block(c2, c2) for _ in range(repeats - 1)))
+
+    return build
+
+
+COMPUTATIONS: dict[Computation, Callable[[int, int, int], nn.Module]] = {
+    "csp": RepNCSP,
+    "conv": _chain(partial(Conv, kernel=3)),
+    "res": _chain(Residual),
+    "res2": _chain(Res2),
+    "dark": _chain(Dark),
+}
+"""Module from input channels, output channels and repeats, for each computation that a stage can be built of."""
+
+
 class ELAN1(nn.Module):
     """Layer aggregation of two plain 3x3 convolutions: the shallow stage of T and S."""
 
@@ -109,22 +198,47 @@ class ELAN1(nn.Module):
         self.cv4 = Conv(hidden + 2 * branch, c2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _aggregate(self, x)
+        return _aggregate(x, self.cv1, self.split, [self.cv2, self.cv3], self.cv4)
 
 
-class RepNCSPELAN4(nn.Module):
-    """GELAN's stage: layer aggregation whose two computational blocks are RepNCSP followed by a 3x3 convolution."""
+class GELAN(nn.Module):
+    """Stage of the generalised ELAN: layer aggregation over computational blocks of any kind.
 
-    def __init__(self, c1: int, c2: int, hidden: int, branch: int, repeats: int = 1) -> None:
+    A projection (`cv1`, `hidden` wide) is cut in two. One half passes through `depth` blocks in a row (`cv2`, `cv3`,
+    ...), each a computation of `repeats` units followed by a 3x3 convolution, `branch` wide. The last convolution
+    (`cv4` at depth 2) joins both halves and what every block gave: the shortest gradient path skips all blocks.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        hidden: int,
+        branch: int,
+        *,
+        computation: Computation = "csp",
+        depth: int = 2,
+        repeats: int = 1,
+    ) -> None:
         super().__init__()
         self.split = [hidden // 2, hidden // 2]
+        self.depth = depth
         self.cv1 = Conv(c1, hidden)
-        self.cv2 = nn.Sequential(RepNCSP(hidden // 2, branch, repeats), Conv(branch, branch, 3))
-        self.cv3 = nn.Sequential(RepNCSP(branch, branch, repeats), Conv(branch, branch, 3))
-        self.cv4 = Conv(hidden + 2 * branch, c2)
+        for number in range(depth):
+            inner = COMPUTATIONS[computation](branch if number else hidden // 2, branch, repeats)
+            self.add_module(f"cv{number + 2}", nn.Sequential(inner, Conv(branch, branch, 3)))
+        self.add_module(f"cv{depth + 2}", Conv(hidden + depth * branch, c2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _aggregate(self, x)
+        *computed, last = (getattr(self, f"cv{number + 2}") for number in range(self.depth + 1))
+        return _aggregate(x, self.cv1, self.split, computed, last)
+
+
+class RepNCSPELAN4(GELAN):
+    """The stage of the published models: GELAN of two RepNCSP, each followed by a 3x3 convolution."""
+
+    def __init__(self, c1: int, c2: int, hidden: int, branch: int, repeats: int = 1) -> None:
+        super().__init__(c1, c2, hidden, branch, repeats=repeats)
 
 
 class AConv(nn.Module):
@@ -225,9 +339,10 @@ def _with_bias(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     return conv.train(like.training)
 
 
-def _aggregate(block: ELAN1 | RepNCSPELAN4, x: Tensor) -> Tensor:
-    """ELAN: split the projection in two, send the second half through both blocks, join all four maps."""
-    first, second = torch.split(block.cv1(x), block.split, 1)
-    third = block.cv2(second)
-    out: Tensor = block.cv4(torch.cat((first, second, third, block.cv3(third)), 1))
+def _aggregate(x: Tensor, project: nn.Module, split: list[int], blocks: Sequence[nn.Module], join: nn.Module) -> Tensor:
+    """ELAN: cut the projection in two, send the second half through the blocks in a row, join all maps."""
+    parts = [*torch.split(project(x), split, 1)]
+    for block in blocks:
+        parts.append(block(parts[-1]))
+    out: Tensor = join(torch.cat(parts, 1))
     return out

@@ -29,6 +29,8 @@ class Towers:
 
     class_width: int | None = None
     box_groups: int = 4
+    depthwise: bool = False
+    """Class tower of depthwise and 1x1 convolutions in turn, as some releases of Ultralytics have it."""
 
     def resolve(self, p3_channels: int, classes: int) -> Towers:
         """Without None, for a head whose finest level has `p3_channels`. ValueError if it cannot be built."""
@@ -38,7 +40,7 @@ class Towers:
             raise ValueError(f"class_width {width} is not positive")
         if self.box_groups < 1 or box % self.box_groups or 4 * REG_MAX % self.box_groups:
             raise ValueError(f"box_groups {self.box_groups} does not divide the box tower's width {box}")
-        return Towers(width, self.box_groups)
+        return Towers(width, self.box_groups, self.depthwise)
 
 
 class RawOutputs(NamedTuple):
@@ -56,7 +58,9 @@ class DFL(nn.Module):
         super().__init__()
         # A 1x1 convolution with frozen weights 0..15 in the reference layout: the key is in every checkpoint.
         self.conv = nn.Conv2d(REG_MAX, 1, 1, bias=False).requires_grad_(False)
-        self.conv.weight.data[:] = torch.arange(REG_MAX, dtype=torch.float32).view(1, REG_MAX, 1, 1)
+        # Counted on the CPU: on the meta device, where checkpoints are recognised, it costs a second of imports.
+        bins = torch.arange(REG_MAX, dtype=torch.float32, device="cpu")
+        self.conv.weight.data[:] = bins.view(1, REG_MAX, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # A sum, not a convolution or a matrix product: where an engine computes those in bf16 or int8, this stays fp32
@@ -158,8 +162,18 @@ def _towers(
         nn.init.constant_(last_box.bias, 1.0)
         nn.init.constant_(last_class.bias, math.log(_PRIOR_OBJECTS / classes / (_PRIOR_SIZE / stride) ** 2))
         boxes.append(nn.Sequential(Conv(c1, box, 3), Conv(box, box, 3, groups=groups), last_box))
-        scores.append(nn.Sequential(Conv(c1, width, 3), Conv(width, width, 3), last_class))
+        layers = (
+            [_depthwise(c1, width), _depthwise(width, width)]
+            if towers.depthwise
+            else [Conv(c1, width, 3), Conv(width, width, 3)]
+        )
+        scores.append(nn.Sequential(*layers, last_class))
     return boxes, scores
+
+
+def _depthwise(c1: int, c2: int) -> nn.Module:
+    """A 3x3 convolution of each channel by itself, then a 1x1 across channels."""
+    return nn.Sequential(Conv(c1, c1, 3, groups=c1), Conv(c1, c2))
 
 
 def _box_width(p3_channels: int) -> int:

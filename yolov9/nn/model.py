@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, assert_never
+from typing import TYPE_CHECKING, Any, Self, Unpack, assert_never
 
 from torch import Tensor, nn
 
 from yolov9.nn import blocks
+from yolov9.nn.ablation import Options, ablate
 from yolov9.nn.architecture import (
     IMAGE,
     Architecture,
@@ -21,15 +22,17 @@ from yolov9.nn.architecture import (
     DetectLayer,
     DownLayer,
     FuseLayer,
+    GelanLayer,
     IdentityLayer,
     Layer,
     LinearLayer,
     PyramidLayer,
+    ReversibleLayer,
     StageLayer,
     UpsampleLayer,
-    architecture,
 )
 from yolov9.nn.head import Detect, RawOutputs, Towers
+from yolov9.nn.reversible import Reversible
 
 if TYPE_CHECKING:
     from yolov9.detection import Picture
@@ -38,15 +41,30 @@ Classes = int | Sequence[str] | Mapping[int, str]
 """How many, or their names in order, or {id: name} with ids 0, 1, 2, ..."""
 
 
-def build(name: str, classes: Classes = 80, *, class_width: int | None = None, box_groups: int = 4) -> Detector:
+def build(
+    name: str | Architecture,
+    classes: Classes = 80,
+    *,
+    class_width: int | None = None,
+    box_groups: int = 4,
+    **options: Unpack[Options],
+) -> Detector:
     """A new model with random weights, in training mode.
 
-    `name`: an architecture such as `gelan-t` (inference) or `yolov9-t` (training, with the auxiliary branch).
+    `name`: an architecture such as `gelan-t` (inference) or `yolov9-t` (training, with the auxiliary branch), or one of
+    your own (`yolov9.nn.architecture.parse`).
     `class_width`, `box_groups`: of the head's towers, for layouts of other implementations.
+    `options`: the paper's ablations, such as `auxiliary="pgi", computation="res"`: see `yolov9.nn.ablation`.
     ArchitectureError or ValueError say what does not fit.
     """
+    if isinstance(name, str):
+        arch = ablate(name, **options)
+    elif options:
+        raise ArchitectureError(f"{name.name}: {', '.join(options)}: options are for packaged architectures")
+    else:
+        arch = name
     towers = Towers(class_width, box_groups)
-    return Detector(architecture(name), class_names(classes), towers, towers)
+    return Detector(arch, class_names(classes), towers, towers)
 
 
 def class_names(classes: Classes) -> dict[int, str]:
@@ -123,7 +141,7 @@ class Detector(nn.Module):
                 auxiliary = [outputs[s] for s in named.auxiliary] if self.training else []
                 result: Tensor | RawOutputs = self.head(sources, auxiliary)
                 return result
-            takes_list = isinstance(named.layer, ConcatLayer | FuseLayer)
+            takes_list = isinstance(named.layer, ConcatLayer | FuseLayer | ReversibleLayer)
             outputs[named.name] = self.model[position](sources if takes_list else sources[0])
             for done in self.arch.last_reads[position]:
                 del outputs[done]
@@ -133,7 +151,7 @@ class Detector(nn.Module):
         """Take the auxiliary branch away, in place: yolov9-t becomes gelan-t, with the same weights and outputs."""
         if self.arch.head.auxiliary:
             modules = {x.name: m for x, m in zip(self.arch.layers, self.model, strict=True)}
-            self.arch = architecture(self.arch.inference)
+            self.arch = self.arch.inference
             self.model = nn.ModuleList(modules[x.name] for x in self.arch.layers)
             self.head.drop_auxiliary()
         return self
@@ -213,6 +231,9 @@ def _block(layer: Layer, inputs: Sequence[_Output]) -> tuple[nn.Module, _Output]
         case StageLayer(channels=c2):
             stage = blocks.RepNCSPELAN4(c1, c2, layer.hidden, layer.branch, layer.repeats)
             return stage, _Output(c2, stride)
+        case GelanLayer(channels=c2):
+            options = layer.model_dump(include={"computation", "depth", "repeats"})
+            return blocks.GELAN(c1, c2, layer.hidden, layer.branch, **options), _Output(c2, stride)
         case PyramidLayer(channels=c2):
             return blocks.SPPELAN(c1, c2, layer.hidden), _Output(c2, stride)
         case UpsampleLayer():
@@ -233,6 +254,11 @@ def _block(layer: Layer, inputs: Sequence[_Output]) -> tuple[nn.Module, _Output]
                 maps = [list(x.maps) for x in linears]
                 raise ValueError(f"CBFuse adds map {split} of {maps} to a map of {target.channels} channels")
             return blocks.CBFuse(split), target
+        case ReversibleLayer():
+            if len(inputs) != 2 or inputs[0] != inputs[1]:
+                shapes = [(x.channels, x.stride) for x in inputs]
+                raise ValueError(f"Reversible adds two maps of one shape, not (channels, stride) {shapes}")
+            return Reversible(c1), inputs[0]
         case DetectLayer():
             raise AssertionError("the head is built by _detect")
     assert_never(layer)
