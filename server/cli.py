@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
     p.add_argument("--token", help="token that clients must show; better given as YOLOV9_TOKEN")
     p.add_argument("--model", metavar="BUNDLE|NAME", help=f"model bundle or packaged model (default {DEFAULT})")
-    p.add_argument("--engine", help="auto (default), openvino, onnxruntime, torch")
+    p.add_argument("--engine", help="auto (default), tensorrt, openvino, onnxruntime, torch")
     p.add_argument("--precision", help="auto (default), fp32, bf16, fp16, int8")
     p.add_argument("--threads", type=int, help="threads of the engine (default: all cores)")
     p.add_argument("--stream", action="append", default=[], metavar="URL", help="add a camera or file; repeatable")

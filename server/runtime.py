@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from server import media
@@ -399,6 +400,7 @@ class Runtime:
             "precision": hello.precision if hello else None,
             "device": hello.device if hello else None,
             "why": hello.why if hello else None,
+            "upgrade": msgspec.to_builtins(self._worker.upgrade),
             "hash": self._bundle.hash,
             "input_size": model.input_size,
             "names": model.names,

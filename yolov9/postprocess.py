@@ -62,8 +62,14 @@ def postprocess(
     order = np.argsort(-best, kind="stable")
     anchors, classes, best = anchors[order], classes[order], best[order]
     candidates = boxes[:, anchors]
-    kept = _suppress(candidates, classes, iou, max_detections)
+    kept = suppress(candidates, classes, iou, max_detections)
     return _to_source(candidates[:, kept], best[kept], classes[kept], letterbox)
+
+
+def to_source(found: Array, letterbox: Letterbox) -> Array:
+    """Detections (n, 6) in input pixels -> the same in source pixels, clipped to the picture; what lies in the border
+    alone is dropped."""
+    return _to_source(found[:, :4].T, found[:, 4], found[:, 5].astype(np.intp), letterbox)
 
 
 Labels = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]
@@ -88,7 +94,7 @@ def _all_labels(scores: Array, confidence: float, thresholds: Array | None) -> L
     return anchors, classes, scores[classes, anchors]
 
 
-def _suppress(boxes: Array, classes: npt.NDArray[np.intp], iou: float, limit: int) -> npt.NDArray[np.intp]:
+def suppress(boxes: Array, classes: npt.NDArray[np.intp], iou: float, limit: int) -> npt.NDArray[np.intp]:
     """Indices of the boxes (4, n), best first, that greedy suppression within each class keeps, at most `limit`."""
     x1, y1, x2, y2 = boxes
     # inter / (A + B - inter) > t is inter > s * A + s * B with s = t / (1 + t).
@@ -106,7 +112,7 @@ def _suppress(boxes: Array, classes: npt.NDArray[np.intp], iou: float, limit: in
 
 
 def _overlap(boxes: Array, a: npt.NDArray[np.intp], b: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """(a, b): whether the boxes are of one class with an IoU above the limit; `boxes` as `_suppress` lays them out.
+    """(a, b): whether the boxes are of one class with an IoU above the limit; `boxes` as `suppress` lays them out.
 
     Without a division, and with one clamp: a negative height gives a negative product, never above the shares."""
     x1a, y1a, x2a, y2a, share_a, class_a = boxes[:, a, None]

@@ -13,28 +13,22 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import av
 import numpy as np
 from PIL import Image
 
-from yolov9 import packaged
-from yolov9.bundle import MANIFEST, Bundle, BundleError
 from yolov9.draw import draw_boxes
-from yolov9.engines import Choice, EngineError, choose
+from yolov9.engines import EngineError
 from yolov9.images import ImageError, read_image
 from yolov9.letterbox import displayed_size
 from yolov9.media import MediaError, Source, Video, VideoWriter, find, presentation_time
+from yolov9.opening import ModelError, open_model
 from yolov9.postprocess import PredictionError
 from yolov9.predictor import Detections, PredictError, Predictor, Rgb
 
-if TYPE_CHECKING:
-    from yolov9.nn.model import Detector
-
 _PROGRESS_S = 2.0
-_CHECKPOINT_SIZE = 640
-"""Input size of a checkpoint, which does not state one."""
 
 
 class JsonList:
@@ -183,40 +177,6 @@ def _drawn(picture: Rgb, messages: list[dict[str, Any]]) -> Rgb:
     return np.asarray(image)
 
 
-def open_model(weights: str, engine: str, precision: str) -> tuple[Choice, dict[int, str], int]:
-    """(engine and why, names, input size) of a bundle, a packaged name or a checkpoint. PredictError."""
-    try:
-        path = packaged.resolve(weights)
-        if (path / MANIFEST).is_file():
-            bundle = Bundle.load(path)
-            return choose(bundle, engine, precision), bundle.names, bundle.input_size
-    except (packaged.ModelNotFound, BundleError, EngineError) as error:
-        raise PredictError(str(error)) from None
-    if engine not in ("auto", "torch"):
-        raise PredictError(f"{weights} is a checkpoint, which only the engine torch runs; make a bundle of it with: "
-                           f"python -m yolov9.export --weights {weights} --out BUNDLE")  # fmt: skip
-    model = _load_checkpoint(path)
-    from yolov9.engines.torch import TorchEngine
-
-    try:
-        return (Choice(TorchEngine(model, precision=precision), "a checkpoint"), model.names, _CHECKPOINT_SIZE)
-    except EngineError as error:
-        raise PredictError(str(error)) from None
-
-
-def _load_checkpoint(path: Path) -> Detector:
-    try:
-        from yolov9.weights import WeightsError, load
-    except ImportError as error:
-        raise PredictError(
-            f"{path} is a checkpoint, which needs PyTorch: pip install 'yolov9-server[train]'"
-        ) from error
-    try:
-        return load(path)
-    except (WeightsError, OSError) as error:
-        raise PredictError(str(error)) from None
-
-
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m yolov9.predict", description="Detect objects in images and videos.")
     p.add_argument("--weights", required=True, metavar="W", help="bundle folder, packaged model's name, or checkpoint")
@@ -247,18 +207,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         sources = find(given.source)
-        choice, names, input_size = open_model(given.weights, given.engine, given.precision)
+        model = open_model(given.weights, given.engine, given.precision)
         predictor = Predictor(
-            choice.engine, names, given.imgsz or input_size,
+            model.engine, model.names, given.imgsz or model.input_size,
             confidence=given.confidence, iou=given.iou, classes=given.classes,
         )  # fmt: skip
         if given.save:
             given.out.mkdir(parents=True, exist_ok=True)
         results = JsonList(given.json) if given.json else None
-    except (PredictError, MediaError, OSError) as error:
+    except (ModelError, PredictError, MediaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"engine {choice.engine.name} {choice.engine.precision} on {choice.engine.device} ({choice.why})", flush=True)
+    print(f"engine {model.engine.name} {model.engine.precision} on {model.engine.device} ({model.why})", flush=True)
     run = Run(predictor, given.out if given.save else None, results)
     try:
         for number, source in enumerate(sources, 1):
@@ -268,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if results is not None:
             results.close()
-        choice.engine.close()
+        model.engine.close()
     _conclude(run, given)
     return 1 if run.failures else 0
 

@@ -133,5 +133,6 @@ class RuntimePort(Protocol):
 
     @property
     def model(self) -> Mapping[str, object]:
-        """name, generation, engine, precision, device, why, sha256, input_size, names."""
+        """name, generation, engine, precision, device, why, upgrade, sha256, input_size, names. `upgrade`: the faster
+        engine that is being built, or why it could not be; else None."""
         ...

@@ -84,11 +84,11 @@ class _Life:
 class Worker:
     """An inference worker that is always there, if not always `ready`.
 
-    `on_up(hello)`: batches may be sent; again when `parallel` has changed with the load. `on_done(done, reason)`: a
-    batch's answer; `reason` is a code (see above) where it failed. `on_prepared(height, width, error)`: after
-    `prepare`, and again after each restart. `on_down(reason)`: no batch may be sent; all that were out have got their
-    `on_done` before. The reason is a sentence that begins with a
-    code or names the cause. Callbacks run on the event loop and may call any method but `start` and `stop`.
+    `on_up(hello)`: batches may be sent; again when `parallel` has changed with the load, or the engine itself.
+    `on_done(done, reason)`: a batch's answer; `reason` is a code (see above) where it failed. `on_prepared(height,
+    width, error)`: after `prepare`, and again after each restart. `on_down(reason)`: no batch may be sent; all that
+    were out have got their `on_done` before. The reason is a sentence that begins with a code or names the cause.
+    Callbacks run on the event loop and may call any method but `start` and `stop`.
     """
 
     def __init__(
@@ -122,6 +122,8 @@ class Worker:
         self._ending: dict[WorkerProcess, asyncio.Task[None]] = {}  # killed, not reaped yet
         self.reason = "the engine is starting"
         """Why it is not ready, or `ready`."""
+        self.upgrade: protocol.Upgrade | None = None
+        """A faster engine that is being built, or why it could not be."""
 
     @property
     def ready(self) -> bool:
@@ -197,6 +199,7 @@ class Worker:
             self._later(f"the worker's process cannot be started: {error}")
             return
         self._life = _Life(process, self._clock())
+        self.upgrade = None
         log.info("worker pid=%d state=starting", process.pid)
 
     def _reply(self, reply: protocol.Reply) -> None:
@@ -212,6 +215,10 @@ class Worker:
                 self._hello(life, reply)
             case protocol.Mode(mode, parallel):
                 self._mode(life, mode, parallel)
+            case protocol.Upgrade():
+                self.upgrade = reply
+            case protocol.Switched():
+                self._switched(life, reply)
             case protocol.Failed(detail):
                 self._backoff = self._limits.backoff_max
                 self._lose(WORKER_LOST, f"the engine cannot be started: {detail}")
@@ -235,6 +242,13 @@ class Worker:
         assert life.hello is not None, "Hello comes first"
         log.info("worker pid=%d mode=%s parallel=%d", life.process.pid, mode, parallel)
         life.hello = msgspec.structs.replace(life.hello, parallel=parallel)
+        self._on_up(life.hello)
+
+    def _switched(self, life: _Life, new: protocol.Switched) -> None:
+        assert life.hello is not None, "Hello comes first"
+        self.upgrade = None
+        self._usual.clear()  # of another engine
+        life.hello = msgspec.structs.replace(life.hello, **msgspec.structs.asdict(new))
         self._on_up(life.hello)
 
     def _done(self, life: _Life, done: protocol.Done) -> None:

@@ -115,7 +115,32 @@ class Mode(msgspec.Struct, frozen=True, tag="mode"):
     """As in Hello."""
 
 
-Reply = Hello | Failed | Prepared | Done | Mode
+class Upgrade(msgspec.Struct, frozen=True, tag="upgrade"):
+    """A faster engine is being built, or could not be. The one that runs goes on."""
+
+    engine: str
+    precision: str
+    state: str
+    """building | failed"""
+    progress: float
+    """0..1"""
+    detail: str = ""
+    """For people: what is being done, or what went wrong."""
+
+
+class Switched(msgspec.Struct, frozen=True, tag="switched"):
+    """The upgrade has come: from now on another engine runs. Every shape that was prepared is so for it, too. The
+    fields are Hello's."""
+
+    engine: str
+    precision: str
+    device: str
+    why: str
+    parallel: int
+    max_batch: int
+
+
+Reply = Hello | Failed | Prepared | Done | Mode | Upgrade | Switched
 
 _request_encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

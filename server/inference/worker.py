@@ -19,7 +19,8 @@ import socket
 import sys
 import threading
 import time
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,11 @@ import numpy.typing as npt
 from server.inference import protocol
 from server.inference.config import WorkerConfig, decode_config
 from server.inference.loading import Loaded, check_prediction, describe, load
-from server.inference.ways import Ways
+from server.inference.ways import Way, Ways
 from server.shm import Arena
+from yolov9.engines import Engine, Limits, SuppressingEngine
 from yolov9.geometry import Letterbox
-from yolov9.postprocess import postprocess
+from yolov9.postprocess import postprocess, to_source
 
 __all__ = ["Host", "WorkerConfig", "main", "worker_main"]
 
@@ -42,6 +44,8 @@ _SEND_BUFFER_BYTES = 4 << 20
 _USUAL_DETECTIONS = 300
 _STOP_S = 1.0
 _PR_SET_PDEATHSIG = 1
+
+Images = Sequence[npt.NDArray[np.uint8]]
 
 
 class RequestError(Exception):
@@ -59,27 +63,33 @@ class Host:
         self._batches: queue.SimpleQueue[protocol.Infer | None] = queue.SimpleQueue()
         self._runners: list[threading.Thread] = []
         self._failing = False
-        self._hello = self._introduce(loaded, config)
-        self._ways = Ways(loaded, self._send, self._make_runners)
+        self._config = config
+        self._hello = self._introduce(loaded)
+        self._ways = Ways(loaded, self._send, self._make_runners, self._max_batch)
 
-    def _introduce(self, loaded: Loaded, config: WorkerConfig) -> protocol.Hello:
+    def _introduce(self, loaded: Loaded) -> protocol.Hello:
         engine = loaded.engine
-        room = max(self._reply_bytes // (_USUAL_DETECTIONS * protocol.DETECTION_COLUMNS * 4 + 16), 1)
         return protocol.Hello(
             engine=engine.name,
             precision=engine.precision,
             device=engine.device,
             why=loaded.why,
             parallel=engine.parallel,
-            max_batch=min(engine.max_batch, config.max_batch or engine.max_batch, room),
+            max_batch=self._max_batch(engine),
             height=loaded.shape[0],
             width=loaded.shape[1],
         )
+
+    def _max_batch(self, engine: Engine) -> int:
+        """The largest batch to report: what pays on the engine, is allowed, and has an answer that fits a message."""
+        room = max(self._reply_bytes // (_USUAL_DETECTIONS * protocol.DETECTION_COLUMNS * 4 + 16), 1)
+        return min(engine.max_batch, self._config.max_batch or engine.max_batch, room)
 
     def serve(self) -> bool:
         """Until the end; True: told to stop, and everything has ended in order."""
         self._make_runners(self._hello.parallel)
         self._send(self._hello)
+        self._ways.begin_upgrade()
         if not self._read_requests():
             return False
         prepared = self._ways.stop(_STOP_S)
@@ -162,19 +172,15 @@ class Host:
             self._send(done)
 
     def _infer(self, batch: protocol.Infer) -> protocol.Done:
-        way = self._ways.pick((batch.height, batch.width))
-        if way is None:
-            raise RequestError(f"the shape {batch.width}x{batch.height} has not been prepared")
-        images = [self._image(frame, batch) for frame in batch.frames]
-        with way.slots:
-            started_at = time.monotonic()
-            prediction = way.engine.infer(images)
-            finished_at = time.monotonic()
-        self._ways.ended(way, started_at, finished_at, len(images))
-        check_prediction(prediction, len(images))
-        detections = [
-            detect(prediction[i], frame, batch.height, batch.width).tobytes() for i, frame in enumerate(batch.frames)
-        ]
+        with self._ways.use((batch.height, batch.width)) as way:
+            if way is None:
+                raise RequestError(f"the shape {batch.width}x{batch.height} has not been prepared")
+            images = [self._image(frame, batch) for frame in batch.frames]
+            if way.suppressing is not None:
+                detections, started_at, finished_at = _suppressed(way, way.suppressing, images, batch)
+            else:
+                detections, started_at, finished_at = _predicted(way, images, batch)
+            self._ways.ended(way, started_at, finished_at, len(images))
         return protocol.Done(batch.id, started_at, finished_at, time.monotonic(), detections)
 
     def _image(self, frame: protocol.Frame, batch: protocol.Infer) -> npt.NDArray[np.uint8]:
@@ -187,23 +193,63 @@ class Host:
             raise RequestError(f"arena {frame.arena}: {error}") from None
 
 
-def detect(
-    prediction: npt.NDArray[np.float32], frame: protocol.Frame, height: int, width: int
+class Ran(NamedTuple):
+    detections: list[bytes]
+    """As in Done."""
+    started_at: float
+    finished_at: float
+
+
+def _predicted(way: Way, images: Images, batch: protocol.Infer) -> Ran:
+    """Predictions from the engine, thresholds and suppression here."""
+    with way.slots:
+        started_at = time.monotonic()
+        prediction = way.engine.infer(images)
+        finished_at = time.monotonic()
+    check_prediction(prediction, len(images))
+    found = [_detect(prediction[i], frame, batch) for i, frame in enumerate(batch.frames)]
+    return Ran([one.tobytes() for one in found], started_at, finished_at)
+
+
+def _suppressed(way: Way, engine: SuppressingEngine, images: Images, batch: protocol.Infer) -> Ran:
+    """Everything on the engine's device but the last step to source pixels."""
+    limits = [
+        Limits(frame.confidence, frame.iou, _class_thresholds(frame, engine.classes), frame.max_detections)
+        for frame in batch.frames
+    ]
+    with way.slots:
+        started_at = time.monotonic()
+        found = engine.detect(images, limits)
+        finished_at = time.monotonic()
+    boxes = [to_source(one, _letterbox(frame, batch)) for one, frame in zip(found, batch.frames, strict=True)]
+    return Ran([one.tobytes() for one in boxes], started_at, finished_at)
+
+
+def _detect(
+    prediction: npt.NDArray[np.float32], frame: protocol.Frame, batch: protocol.Infer
 ) -> npt.NDArray[np.float32]:
     """One image's prediction (4+nc, A) -> float32 (n, 6), see `protocol.DETECTION_COLUMNS`. PredictionError for NaN."""
-    thresholds = None
-    if frame.class_thresholds is not None:
-        thresholds = np.frombuffer(frame.class_thresholds, np.float32)
-        if len(thresholds) != len(prediction) - 4:
-            raise RequestError(f"{len(thresholds)} class thresholds for a model of {len(prediction) - 4} classes")
     return postprocess(
         prediction,
-        Letterbox.fit(frame.source_width, frame.source_height, width, height),
+        _letterbox(frame, batch),
         frame.confidence,
         frame.iou,
-        thresholds,
+        _class_thresholds(frame, len(prediction) - 4),
         max_detections=frame.max_detections,
     )
+
+
+def _letterbox(frame: protocol.Frame, batch: protocol.Infer) -> Letterbox:
+    return Letterbox.fit(frame.source_width, frame.source_height, batch.width, batch.height)
+
+
+def _class_thresholds(frame: protocol.Frame, classes: int) -> npt.NDArray[np.float32] | None:
+    if frame.class_thresholds is None:
+        return None
+    thresholds = np.frombuffer(frame.class_thresholds, np.float32)
+    if len(thresholds) != classes:
+        raise RequestError(f"{len(thresholds)} class thresholds for a model of {classes} classes")
+    return thresholds
 
 
 def _failed(

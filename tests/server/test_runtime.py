@@ -32,6 +32,7 @@ class FakeWorker:
         self.on = SimpleNamespace(**callbacks)
         self.ready = False
         self.reason = "starting"
+        self.upgrade = None
         self.sent: list[Infer] = []
         self.arenas: dict[int, Arena] = {}
 

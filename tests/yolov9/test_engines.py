@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import subprocess
 import sys
@@ -292,6 +293,42 @@ class TestChoice:
         choice = choose(colours)
         assert choice.engine.name == "openvino"
         assert "torch on the GPU: not installed" in choice.why
+
+    def test_on_a_gpu_tensorrt_comes_first_but_is_never_built_unasked(self, colours, monkeypatch, tmp_path):
+        from yolov9.engines.tensorrt import engine as tensorrt
+        from yolov9.engines.tensorrt.provide import NotBuilt
+
+        asked = []
+
+        def make(bundle, **options):
+            asked.append(options)
+            if not options.get("build", True):
+                raise NotBuilt("there is no engine yet")
+            return create(bundle, "openvino", "fp32")
+
+        monkeypatch.setattr(yolov9.engines, "_NVIDIA", (tmp_path,))
+        monkeypatch.setitem(sys.modules, "yolov9.engines.torch", None)
+        monkeypatch.setattr(tensorrt, "TensorRtEngine", make)
+        choice = choose(colours)
+        assert choice.engine.name == "openvino"
+        assert "(tensorrt: there is no engine yet; torch on the GPU: " in choice.why
+        choose(colours, "tensorrt", "fp16", max_batch=3, cache_dir=tmp_path)
+        assert (asked[-1]["precision"], asked[-1]["max_batch"], asked[-1]["cache_dir"]) == ("fp16", 3, tmp_path)
+        assert "build" not in asked[-1], "asked for by name it is built"
+        with pytest.raises(EngineError, match=r"tensorrt: there is no engine yet.*torch on the GPU: not installed"):
+            choose(colours, device="cuda:1")
+        assert (asked[-1]["device"], asked[-1]["build"]) == ("cuda:1", False)
+
+    def test_tensorrt_by_name_says_what_is_missing(self, colours):
+        from yolov9.engines.tensorrt.cuda import LIBRARY
+
+        try:
+            ctypes.CDLL(LIBRARY)
+        except OSError:
+            with pytest.raises(EngineError, match=f"no NVIDIA driver here: {LIBRARY}"):
+                choose(colours, "tensorrt")
+        with pytest.raises(EngineError, match="tensorrt: does not run on the device 'cpu'"):
+            choose(colours, "tensorrt", device="cpu")
 
     def test_when_nothing_works_every_reason_is_given(self, colours, monkeypatch):
         for name in ("openvino", "onnxruntime", "torch"):

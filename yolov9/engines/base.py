@@ -1,13 +1,14 @@
 """The one small interface behind which every engine runs a model bundle.
 
 An engine turns uint8 pictures into raw predictions. Thresholds and NMS are not its business (`yolov9.postprocess`), so
-they can differ from stream to stream. One file for each engine; `yolov9.engines.create` chooses by name.
+they can differ from stream to stream; one that applies them on its device gets them with each picture
+(`SuppressingEngine`). One file or folder for each engine; `yolov9.engines.create` chooses by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,31 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Limits(NamedTuple):
+    """What is to be reported of one picture, see `yolov9.postprocess.postprocess`."""
+
+    confidence: float = 0.25
+    iou: float = 0.7
+    class_thresholds: npt.NDArray[np.float32] | None = None
+    max_detections: int = 300
+
+
+@runtime_checkable
+class SuppressingEngine(Engine, Protocol):
+    """An engine that suppresses on its device: raw predictions, megabytes for each picture, need not leave it."""
+
+    classes: int
+
+    def detect(
+        self, images: Sequence[npt.NDArray[np.uint8]], limits: Sequence[Limits]
+    ) -> list[npt.NDArray[np.float32]]:
+        """As `infer` and then `postprocess` (without `multi_label`), but in input pixels: for each image (n, 6), x1,
+        y1, x2, y2, confidence, class id, best first; boxes may reach beyond the input. The arrays are the caller's.
+        Raises EngineError if the device failed, PredictionError for NaN or infinity in any prediction.
+        """
+        ...
 
 
 def batch_shape(images: Sequence[npt.NDArray[np.uint8]]) -> tuple[int, int]:
