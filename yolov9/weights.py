@@ -28,8 +28,9 @@ from yolov9 import packaged
 from yolov9.checkpoints.errors import WeightsError
 from yolov9.checkpoints.matching import State, coco_names, fill, match, read_layout
 from yolov9.checkpoints.reading import Checkpoint, read
-from yolov9.nn.architecture import Architecture, ArchitectureError, parse
+from yolov9.nn.architecture import Architecture, ArchitectureError, architecture, parse
 from yolov9.nn.model import Detector
+from yolov9.nn.widths import widths
 
 __all__ = ["WeightsError", "coco_names", "from_state_dict", "load", "open_checkpoint", "save", "skeleton", "to_bytes"]
 BUNDLE_FILE = "model.safetensors"
@@ -66,7 +67,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 def skeleton(checkpoint: Checkpoint) -> Detector:
     """The detector that a checkpoint holds, without its weights (on the meta device). WeightsError if none fits."""
     try:
-        return match(checkpoint.shapes, checkpoint.names, _described(checkpoint))
+        return match(checkpoint.shapes, checkpoint.names, _described(checkpoint), _widths(checkpoint))
     except WeightsError as e:
         raise WeightsError(f"{checkpoint.path}: {e}") from None
     except ArchitectureError as e:
@@ -92,7 +93,7 @@ def save(model: Detector, path: str | Path) -> None:
 def to_bytes(model: Detector) -> bytes:
     """What `save` writes. The header's metadata: name, names (JSON), class_width, box_groups.
 
-    And architecture (YAML) unless it is the packaged one of that name.
+    And architecture (YAML) unless it is the packaged one of that name; widths (JSON) if channels are pruned.
     """
     towers = model.head.towers
     metadata = {
@@ -104,6 +105,8 @@ def to_bytes(model: Detector) -> bytes:
     }
     if not model.arch.packaged:
         metadata["architecture"] = model.arch.to_yaml()
+    if table := widths(model):
+        metadata["widths"] = json.dumps(table)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     return safetensors.torch.save(state, metadata)
 
@@ -118,9 +121,20 @@ def from_state_dict(state: State, table: Any = None, arch: Architecture | None =
 
 
 def _described(checkpoint: Checkpoint) -> Architecture | None:
-    """The architecture that a file of ours describes, where that is not a packaged one."""
-    text = checkpoint.metadata.get("architecture")
-    return None if text is None else parse(checkpoint.metadata.get("name", "architecture"), text)
+    """The architecture that a file of ours describes, where that is not a packaged one or its widths do not tell."""
+    text, name = (checkpoint.metadata.get(key) for key in ("architecture", "name"))
+    if text is not None:
+        return parse(name or "architecture", text)
+    return architecture(name or "") if "widths" in checkpoint.metadata else None
+
+
+def _widths(checkpoint: Checkpoint) -> Any:
+    """The table of widths of a pruned model, unchecked; None if the model is not pruned."""
+    text = checkpoint.metadata.get("widths")
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise WeightsError(f"its table of widths is not JSON: {e}") from e
 
 
 def _with_fitting_names(checkpoint: Checkpoint) -> Checkpoint:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +20,7 @@ from yolov9.checkpoints.layouts import some
 from yolov9.nn.architecture import Architecture, StageLayer, architecture, names
 from yolov9.nn.head import Towers
 from yolov9.nn.model import Detector, class_names
+from yolov9.nn.widths import WidthsError, apply_widths, towers
 
 State = Mapping[str, Tensor]
 _LAYER = re.compile(r"model\.([0-9]{1,4})\.", re.ASCII)
@@ -27,15 +28,18 @@ MAX_CLASSES = 1 << 16
 """The largest public vocabulary has 21,841. Names are made for each, and a file may state any number."""
 
 
-def match(state: State, table: Any = None, arch: Architecture | None = None) -> Detector:
+def match(state: State, table: Any = None, arch: Architecture | None = None, widths: Any = None) -> Detector:
     """The detector whose weights these are, itself without memory for them (on the meta device), in training mode.
 
     `table`: class names, as a list or {id: name}; None gives COCO's for 80 classes, else class0, ...
-    `arch`: what it is, if that is known; None finds it among the packaged ones.
+    `arch`: what it is, if that is known; None finds it among the packaged ones. `widths`: of a pruned model, whose
+    architecture is known: the table of `yolov9.nn.widths`.
     WeightsError says what does not fit.
     """
     layout = read_layout(state, arch)
     class_table = _class_table(table, layout.classes)
+    if widths is not None:
+        return _pruned(layout, class_table, widths, state)
     likely = [arch for arch in layout.candidates if _agrees(arch, state)] or layout.candidates
     fits = [_Fit(_skeleton(arch, layout, class_table), state) for arch in likely]
     if layout.fused:  # it is slow on the meta device, so only the model whose shapes agree is fused
@@ -140,6 +144,19 @@ def _skeleton(arch: Architecture, layout: HeadLayout, names: dict[int, str]) -> 
             return Detector(arch, names, layout.towers, layout.auxiliary)
     except ValueError as e:
         raise WeightsError(f"its head cannot be built: {e}") from e
+
+
+def _pruned(layout: HeadLayout, names: dict[int, str], widths: Any, state: State) -> Detector:
+    """The model of a table of widths, which the shapes of a pruned head do not tell."""
+    try:
+        main, auxiliary = towers(widths)
+        model = _skeleton(layout.candidates[0], replace(layout, towers=main, auxiliary=auxiliary), names)
+        fit = _Fit(apply_widths(model.fuse() if layout.fused else model, widths), state)
+    except WidthsError as e:
+        raise WeightsError(f"its table of widths: {e}") from e
+    if fit.wrong:
+        raise WeightsError(fit.describe())
+    return fit.model
 
 
 class _Fit:

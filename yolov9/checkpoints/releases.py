@@ -22,8 +22,8 @@ _R2 = "https://github.com/MultimediaTechLab/YOLO/releases/download/v1.0-alpha/"
 MAX_BYTES = 1 << 30
 """The largest published file has some 280 MB."""
 _VERIFIED = {"yolov9-t-converted": "61e080e964e65e32b884477c5e6344c607c7e02103d64649de810edaeb869803"}
-"""sha256 that three independent projects report of the same file. The publishers state none; of the other files the
-first download's is recorded."""
+"""sha256 that three independent projects report of the same file. No statement of the publishers is known; of the
+other files the first download's is recorded."""
 
 
 class ReleaseError(Exception):

@@ -322,6 +322,8 @@ def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that computes `bn(conv(x))` in eval mode. Computed in double precision."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
+    if conv.weight.is_meta:  # shapes only, as when a checkpoint is recognised: arithmetic there is slow
+        return torch.empty_like(conv.weight), torch.empty_like(bn.bias)
     scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
     weight = conv.weight.double() * scale[:, None, None, None]
     bias = bn.bias.double() - bn.running_mean.double() * scale
