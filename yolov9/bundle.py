@@ -2,7 +2,10 @@
 
     model.onnx          input `images` uint8 (B, H, W, 3) RGB, output `predictions` float32 (B, 4+nc, A)
     model.safetensors   optional: the same weights for PyTorch (`yolov9.load`)
-    openvino/model.xml  optional: files of one engine, used by that engine instead of model.onnx
+    int8.onnx           optional: the graph in int8 (symmetric QDQ) for ONNX Runtime and TensorRT
+    nms.onnx, model.torchscript   optional: other forms of model.onnx, for programs that are not ours
+    openvino/model.xml  optional, with model.bin: files of one engine, used by that engine instead of model.onnx; in
+                        int8, they leave model.onnx for the other precisions
     model.json          names, input size, precision, size and SHA-256 of every file above, lineage
 
 A bundle is untrusted input: nothing in it is ever executed, nothing outside the folder is read, every file is checked
@@ -33,6 +36,10 @@ FORMAT = 1
 MANIFEST = "model.json"
 ONNX = "model.onnx"
 SAFETENSORS = "model.safetensors"
+INT8_ONNX = "int8.onnx"
+NMS_ONNX = "nms.onnx"
+TORCHSCRIPT = "model.torchscript"
+OPENVINO_MODEL, OPENVINO_WEIGHTS = "openvino/model.xml", "openvino/model.bin"
 INPUT_NAME = "images"
 OUTPUT_NAME = "predictions"
 
@@ -70,7 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Long side in pixels for which the model was trained."""
     stride: int
     precision: Precision
-    """What the graph holds; int8 means that it is quantised (QDQ)."""
+    """What model.onnx holds; int8 means that it is quantised (QDQ). Files for int8 beside it do not count."""
     files: dict[str, FileEntry]
     """Relative POSIX path -> what it must be."""
     lineage: dict[str, Any]
@@ -104,7 +111,9 @@ class Bundle:
         names = _check_manifest(folder, manifest)
         for file, entry in manifest.files.items():
             _check_file(root, folder, file, entry)
-        _check_onnx(folder / ONNX, len(names))
+        for file in (ONNX, INT8_ONNX):
+            if file in manifest.files:
+                _check_onnx(folder / file, len(names))
         return cls(
             path=folder,
             name=manifest.name,
@@ -148,8 +157,7 @@ def write_bundle(
     is replaced, and so is an empty folder; anything else is refused. Raises BundleError, and OSError from the disk.
     """
     target = Path(folder).resolve()
-    if target.exists() and not _replaceable(target):
-        raise BundleError(f"{target} exists and is not a bundle: it is not overwritten")
+    check_replaceable(target)
     contents = {ONNX: onnx, **({SAFETENSORS: safetensors} if safetensors is not None else {}), **(extra or {})}
     for file in contents:
         _check_file_name(target, file)
@@ -298,8 +306,12 @@ def _hash(manifest: Manifest, names: dict[int, str]) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _replaceable(target: Path) -> bool:
-    return target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+def check_replaceable(folder: str | Path) -> None:
+    """BundleError if `write_bundle` would refuse the folder: for who works long before it comes to that."""
+    target = Path(folder).resolve()
+    empty_or_bundle = target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+    if target.exists() and not empty_or_bundle:
+        raise BundleError(f"{target} exists and is not a bundle: it is not overwritten")
 
 
 @contextlib.contextmanager

@@ -70,6 +70,24 @@ def test_files_of_engines_lie_in_folders_of_their_own(tmp_path):
     assert bundle.file("openvino/other") is None
 
 
+def test_a_graph_in_int8_is_checked_like_the_other(tmp_path):
+    def extra(data):
+        return {"extra": {"int8.onnx": data}}
+
+    assert tiny_bundle(tmp_path / "a", **extra(colour_model())).file("int8.onnx") == tmp_path / "a" / "int8.onnx"
+    with pytest.raises(BundleError, match=r"b/int8\.onnx: "):
+        tiny_bundle(tmp_path / "b", **extra(b"junk"))
+    with pytest.raises(BundleError, match=r"c/int8\.onnx: predicts 3 classes, but model\.json names 2"):
+        tiny_bundle(tmp_path / "c", **extra(random_model(3)))
+    model = onnx.load_from_string(random_model(2))
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+    with pytest.raises(BundleError, match=r"d/int8\.onnx: keeps weights in other files"):
+        tiny_bundle(tmp_path / "d", **extra(model.SerializeToString()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
 def test_the_hash_is_stable_and_follows_what_the_model_computes(tmp_path):
     first = tiny_bundle(tmp_path / "a")
     assert len(first.hash) == 12

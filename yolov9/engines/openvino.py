@@ -3,15 +3,16 @@
 Every (height, width, batch) of a small set is compiled with static shapes, which folds the anchors away and lets the
 memory be planned. Threads are never pinned: the decoders of the cameras live on the same cores. What it computes in is
 always stated, since OpenVINO's own choice differs from CPU to CPU: bf16 where the CPU multiplies it natively (here 1.6
-to 1.9 times the images of fp32, boxes within a pixel), fp32 elsewhere; a quantised bundle runs in int8.
+to 1.9 times the images of fp32, boxes within a pixel), fp32 elsewhere; int8 where the bundle has it.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from yolov9.bundle import Bundle
+from yolov9.bundle import OPENVINO_MODEL, OPENVINO_WEIGHTS, Bundle
 from yolov9.engines.base import EngineError, batch_shape, buckets, check_shape
 from yolov9.engines.cpu import available_cpus, limited
 
 log = logging.getLogger("yolov9.engines")
 
 DEVICE = "CPU"
-_MODEL, _WEIGHTS = "openvino/model.xml", "openvino/model.bin"
+_QUANTISER = b'type="FakeQuantize"'
+"""Stands in the XML of a quantised model."""
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 """What the CPU must be able to do; fp32 always works."""
@@ -71,7 +73,7 @@ class OpenVinoEngine:
             self._config["INFERENCE_NUM_THREADS"] = threads if threads is not None else available_cpus()
         if cache_dir is not None:
             self._config["CACHE_DIR"] = str(cache_dir)
-        self._model = _read(self._core, bundle)
+        self._model = _read(self._core, bundle, self.precision)
         self._compiled: dict[_Key, ov.CompiledModel] = {}
         self._compiling = threading.Lock()
         self._requests = threading.local()
@@ -141,10 +143,13 @@ class OpenVinoEngine:
 
 
 def _choose_precision(bundle: Bundle, asked: str, capabilities: Sequence[str]) -> str:
-    if bundle.precision == "int8" or asked == "int8":
-        if bundle.precision == "int8" and asked in ("auto", "int8"):
-            return "int8"
-        raise EngineError(f"openvino: {asked} was asked for, but the bundle is {bundle.precision}")
+    if asked in ("auto", "int8") and (bundle.precision == "int8" or _quantised(bundle)):
+        return "int8"
+    if bundle.precision == "int8":
+        raise EngineError(f"openvino: {asked} was asked for, but the bundle is int8")
+    if asked == "int8":
+        raise EngineError(f"openvino: int8 was asked for, but {bundle.path} has no model in int8; to make it one: "
+                          f"python -m yolov9.quantize --weights {bundle.path} --data DATA --out BUNDLE")  # fmt: skip
     if asked == "auto":
         return "bf16" if "BF16" in capabilities else "fp32"
     if asked not in _TYPES:
@@ -154,11 +159,18 @@ def _choose_precision(bundle: Bundle, asked: str, capabilities: Sequence[str]) -
     return asked
 
 
-def _read(core: ov.Core, bundle: Bundle) -> ov.Model:
-    """The bundle's own OpenVINO files if there are any, else its ONNX graph."""
-    path = bundle.file(_MODEL) or bundle.onnx
-    if path != bundle.onnx and bundle.file(_WEIGHTS) is None:
-        raise EngineError(f"{path}: {_WEIGHTS} is not listed in the bundle")
+def _quantised(bundle: Bundle) -> bool:
+    """Whether the bundle's own OpenVINO files are in int8."""
+    path = bundle.file(OPENVINO_MODEL)
+    return path is not None and _QUANTISER in path.read_bytes()
+
+
+def _read(core: ov.Core, bundle: Bundle, precision: str) -> ov.Model:
+    """The bundle's own OpenVINO files if there are any in that precision, else its ONNX graph."""
+    own = bundle.file(OPENVINO_MODEL)
+    path = own if own is not None and (precision == "int8" or not _quantised(bundle)) else bundle.onnx
+    if path == own and bundle.file(OPENVINO_WEIGHTS) is None:
+        raise EngineError(f"{path}: {OPENVINO_WEIGHTS} is not listed in the bundle")
     try:
         model = core.read_model(str(path))
         images, predictions = model.inputs, model.outputs
@@ -169,6 +181,16 @@ def _read(core: ov.Core, bundle: Bundle) -> ov.Model:
     if not fits or rows != 4 + len(bundle.names):
         raise EngineError(f"{path}: is not a graph from uint8 (B, H, W, 3) to (B, {4 + len(bundle.names)}, A)")
     return model
+
+
+def to_files(model: ov.Model, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """Content of the .xml and .bin files that a bundle may hold. `metadata` goes into rt_info under `yolov9`."""
+    for key, value in metadata.items():
+        model.set_rt_info(value, ["yolov9", key])
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.xml"
+        ov.save_model(model, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
 def _first_line(error: Exception) -> str:
