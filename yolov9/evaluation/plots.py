@@ -47,7 +47,8 @@ def draw_all(folder: Path, names: Sequence[str], curves: Sequence[Curve], confus
     return written
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches and its plots, side by side. EvaluationError if matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
         raise EvaluationError(f"pictures need matplotlib ({error}): pip install 'yolov9-server[train]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -64,7 +65,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def _lines(x: Floats, lines: Sequence[tuple[str, Floats]], axes: tuple[str, str]) -> Figure:
-    figure, plot = _figure(8, 5.5)
+    figure, (plot,) = new_figure(8, 5.5)
     named = len(lines) <= _NAMED_CLASSES
     for name, y in lines:
         if named:
@@ -85,7 +86,7 @@ def _matrix(names: Sequence[str], counts: Counts) -> Figure:
     size = len(names) + 1
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(5.0, 0.45 * size + 2), 16.0)
-    figure, plot = _figure(side + 1, side)
+    figure, (plot,) = new_figure(side + 1, side)
     image = plot.imshow(np.ma.masked_equal(shares, 0), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=plot, fraction=0.046, label="share of the true class")
     if size <= _NAMED_CELLS:

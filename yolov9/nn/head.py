@@ -154,13 +154,13 @@ def _towers(
     width, groups = resolved.class_width, resolved.box_groups
     assert width is not None
     boxes, scores = nn.ModuleList(), nn.ModuleList()
-    for c1, stride in zip(channels, strides, strict=True):
+    for c1, bias in zip(channels, initial_class_bias(strides, classes), strict=True):
         last_box = nn.Conv2d(box, 4 * REG_MAX, 1, groups=groups)
         last_class = nn.Conv2d(width, classes, 1)
         assert last_box.bias is not None
         assert last_class.bias is not None
         nn.init.constant_(last_box.bias, 1.0)
-        nn.init.constant_(last_class.bias, math.log(_PRIOR_OBJECTS / classes / (_PRIOR_SIZE / stride) ** 2))
+        nn.init.constant_(last_class.bias, bias)
         boxes.append(nn.Sequential(Conv(c1, box, 3), Conv(box, box, 3, groups=groups), last_box))
         layers = (
             [_depthwise(c1, width), _depthwise(width, width)]
@@ -169,6 +169,11 @@ def _towers(
         )
         scores.append(nn.Sequential(*layers, last_class))
     return boxes, scores
+
+
+def initial_class_bias(strides: Sequence[int], classes: int) -> list[float]:
+    """For each level the class logit from which training starts: objects are rare."""
+    return [math.log(_PRIOR_OBJECTS / classes / (_PRIOR_SIZE / stride) ** 2) for stride in strides]
 
 
 def _depthwise(c1: int, c2: int) -> nn.Module:

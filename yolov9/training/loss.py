@@ -44,12 +44,15 @@ class Losses(NamedTuple):
 
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sum over all processes, of a scalar."""
+"""Mean over all processes, of a scalar."""
 
 
 class DetectionLoss:
-    """Loss of a `Detector` in training mode. Facts: the sums of target scores are those of all processes together, so
-    that gradients averaged over W processes, each multiplied by W, are those of one process with all pictures."""
+    """Loss of a `Detector` in training mode.
+
+    `reduce` makes the sum of target scores the mean over W processes. The gradients of `total`, summed over them, are
+    then those of one process with all pictures; so they are, too, where a process has no box at all.
+    """
 
     def __init__(
         self,
