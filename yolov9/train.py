@@ -159,7 +159,7 @@ def _conclude(folder: Path, outcome: Outcome, corpus: Corpus, given: argparse.Na
     if outcome.interrupted:
         say(f"interrupted in epoch {outcome.epochs + 1}; go on with the same command and --resume ({folder / STATE})")
         return
-    from yolov9.export import export  # brings onnx
+    from yolov9.export import ExportError, export  # brings onnx
 
     best = folder / (BEST if (folder / BEST).is_file() else LAST)
     model = load(best)
@@ -169,9 +169,12 @@ def _conclude(folder: Path, outcome: Outcome, corpus: Corpus, given: argparse.Na
         say(report.table())
         report.write(folder / "val")
         lineage["metrics"] = report.metrics
-    bundle = export(
-        model, folder / "bundle", name=folder.resolve().name, input_size=given.imgsz, lineage=lineage, say=say
-    )
+    try:
+        bundle = export(
+            model, folder / "bundle", name=folder.resolve().name, input_size=given.imgsz, lineage=lineage, say=say
+        )
+    except ExportError as error:
+        raise TrainingError(f"the weights are in {best}, but no bundle was written: {error}") from error
     say(f"weights: {best}\nbundle: {bundle.path} (python -m server --model {bundle.path})")
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from yolov9.bundle import Bundle
 from yolov9.export import Difference, ExportError, ServingGraph, export, pictures, to_onnx
-from yolov9.export.check import cases, compare, onnx_runner
+from yolov9.export.check import Case, cases, compare, onnx_runner
 from yolov9.export.command import main
 from yolov9.metadata import metadata
 from yolov9.nn.model import Detector, build
@@ -191,3 +191,24 @@ def test_options_that_cannot_be_are_refused_by_the_parser(option: list[str]) -> 
     with pytest.raises(SystemExit) as end:
         main(["--weights", "x", *(["--out", "y"] if option else []), *option])
     assert end.value.code == 2
+
+
+def test_rounding_is_judged_by_pytorch_s_own() -> None:
+    """A network that has hardly learnt magnifies it: to ask for more of a file than of PyTorch would be no check."""
+    exact = np.array([[[10.0], [10], [50], [50], [0.5]]])
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+
+    def found(own: float, file: float) -> Difference:
+        case = Case("it", images, (exact + own).astype(np.float32), lambda: exact)
+        return compare("the file", "engine", lambda _: (exact + file).astype(np.float32), [case])
+
+    assert found(0.001, -0.003).score == pytest.approx(0.004, rel=1e-3)
+    for own, file in ((0.001, 0.005), (0.0, 0.001), (0.001, float("nan"))):
+        with pytest.raises(ExportError, match="differs from PyTorch on it"):
+            found(own, file)
+
+
+def test_double_precision_is_nearer_to_the_model_than_any_bound(tiny: Detector) -> None:
+    for case in cases(tiny, 64):
+        assert case.exact is not None
+        np.testing.assert_allclose(case.exact(), case.expected, rtol=0, atol=1e-3)

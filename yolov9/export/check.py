@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ BOX_BOUND = 0.05
 """Largest differences from PyTorch that the check lets pass: class scores; the same before the sigmoid, since on
 pictures that show nothing all scores are small and a wrong one hides; box sides in input pixels. Sums in another order
 move a side by some thousandths of a pixel; a wrong anchor moves it by half a stride, 4 pixels."""
+OWN_FACTOR = 4.0
+"""Rounding may also move an output so many times as far as it moves PyTorch's own. A network that has hardly learnt
+can magnify its rounding a thousandfold: .0003 and .3 px after the first epoch of a training. Then double precision is
+the yardstick, for PyTorch and for the file."""
 _LEAST_SCORE = 1e-4
 """Smaller ones are not compared before the sigmoid: engines approximate it to within some 1e-7."""
 
@@ -42,6 +47,8 @@ class Case:
     what: str
     images: Images
     expected: Floats
+    exact: Callable[[], Floats] | None = None
+    """The same, computed in double precision: for a model that magnifies its own rounding."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,16 @@ class Difference:
     @property
     def acceptable(self) -> bool:
         """False for NaN too."""
-        return self.score <= SCORE_BOUND and self.logit <= LOGIT_BOUND and self.box_px <= BOX_BOUND
+        return self.within(Difference(self.engine, 0, 0, 0, 0))
+
+    def within(self, own: Difference) -> bool:
+        """Acceptable beside `own`, PyTorch's error by rounding."""
+        pairs = (
+            (self.score, SCORE_BOUND, own.score),
+            (self.logit, LOGIT_BOUND, own.logit),
+            (self.box_px, BOX_BOUND, own.box_px),
+        )
+        return all(found <= max(bound, OWN_FACTOR * rounding) for found, bound, rounding in pairs)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,9 +91,23 @@ def cases(model: Detector, input_size: int, real: Sequence[tuple[str, Images]] =
         (f"drawn pictures of {width}x{height}, batch {batch}", pictures(batch, height, width, seed=number))
         for number, (batch, height, width) in enumerate(shapes)
     ]
-    reference = ServingGraph(copy.deepcopy(model).cpu().float().eval())
+    single = copy.deepcopy(model).cpu().float().eval()
+
+    @cache
+    def double() -> Detector:
+        return copy.deepcopy(single).double()
+
+    def exact(images: Images) -> Floats:
+        with torch.inference_mode():
+            found: Floats = double()((torch.from_numpy(images).double() / 255).permute(0, 3, 1, 2)).numpy()
+        return found
+
+    reference = ServingGraph(single)
     with torch.inference_mode():
-        return [Case(what, images, reference(torch.from_numpy(images)).numpy()) for what, images in (*chosen, *real)]
+        return [
+            Case(what, images, reference(torch.from_numpy(images)).numpy(), partial(exact, images))
+            for what, images in (*chosen, *real)
+        ]
 
 
 def compare(what: str, engine: str, run: Run, compared: Sequence[Case]) -> Difference:
@@ -90,13 +120,21 @@ def compare(what: str, engine: str, run: Run, compared: Sequence[Case]) -> Diffe
                 f"{what} gives {given.shape} for {case.images.shape}, PyTorch {case.expected.shape} ({engine})"
             )
         found = _difference(engine, given, case.expected)
-        if not found.acceptable:
+        if not found.acceptable and not _rounds_like_pytorch(engine, given, case):
             raise ExportError(f"{what} differs from PyTorch on {case.what}: {found} ({engine})")
         worst = Difference(
             engine, max(worst.score, found.score), max(worst.logit, found.logit), max(worst.box_px, found.box_px),
             worst.images,
         )  # fmt: skip
     return worst
+
+
+def _rounds_like_pytorch(engine: str, given: Floats, case: Case) -> bool:
+    """Whether the file is about as near to double precision as PyTorch is. False for NaN too."""
+    if case.exact is None:
+        return False
+    exact = case.exact()
+    return _difference(engine, given, exact).within(_difference("torch", case.expected, exact))
 
 
 def compare_detections(what: str, plain: Run, suppressing: Run, chosen: Suppression, compared: Sequence[Case]) -> int:

@@ -1,0 +1,33 @@
+"""From pictures to a server that knows them, by README's commands: train, serve, detect."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess
+from test_training_run import draw_data
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_what_was_learnt_is_served(tmp_path: Path) -> None:
+    data = draw_data(tmp_path / "d", 8)
+    command = [sys.executable, "-m", "yolov9.train", "--data", str(data), "--epochs", "70", "--batch", "8",
+               "--imgsz", "96", "--out", str(tmp_path / "learnt"), "--recipe", "small", "--set", "nominal_batch=8",
+               "--set", "lr=.002", "--set", "mosaic=0", "--set", "scale=0", "--set", "ema_ramp=20",
+               "--val-every", "70", "--workers", "0", "--device", "cpu"]  # fmt: skip
+    trained = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert trained.returncode == 0, trained.stderr
+    bundle = tmp_path / "learnt" / "bundle"
+    assert f"python -m server --model {bundle}" in trained.stdout
+    with ServerProcess(bundle, tmp_path / "data") as server:
+        picture = (data / "images" / "0.png").read_bytes()
+        answer = server.http.post("/detect", content=picture, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200, answer.text
+    _, x, y, w, h = map(float, (data / "labels" / "0.txt").read_text().split("\n")[0].split())
+    best = max((d for d in answer.json()["detections"] if d["class"] == "square"), key=lambda d: d["confidence"])
+    truth = [96 * (x - w / 2), 96 * (y - h / 2), 96 * (x + w / 2), 96 * (y + h / 2)]
+    assert max(abs(a - b) for a, b in zip(best["box"], truth, strict=True)) < 6  # pixels, of an object of 24
