@@ -15,6 +15,7 @@ from drawn_data import truth, write_yolo
 from small_detector import every_block
 from torch import nn
 
+from yolov9 import openvino_core
 from yolov9.bundle import Bundle
 from yolov9.export import Difference, ExportError, ServingGraph, export, pictures, to_onnx
 from yolov9.export.check import Case, cases, compare, onnx_runner
@@ -80,9 +81,8 @@ def test_batch_height_and_width_are_dynamic_in_onnxruntime(
 
 
 def test_anchors_fold_away_once_openvino_knows_the_shape(graph: bytes, tiny: Detector) -> None:
-    import openvino as ov
 
-    core = ov.Core()
+    core = openvino_core.core()
     fp32 = {"INFERENCE_PRECISION_HINT": "f32"}
     model = core.read_model(graph, b"")
     assert model.input().partial_shape.is_dynamic

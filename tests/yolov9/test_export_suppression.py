@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from yolov9 import openvino_core
 from yolov9.export.suppression import Suppression, add_suppression
 from yolov9.geometry import Letterbox
 from yolov9.postprocess import postprocess, to_source
@@ -43,9 +44,8 @@ def in_onnxruntime(data: bytes, predictions: np.ndarray) -> np.ndarray:
 
 
 def in_openvino(data: bytes, predictions: np.ndarray) -> np.ndarray:
-    import openvino as ov
 
-    core = ov.Core()
+    core = openvino_core.core()
     compiled = core.compile_model(core.read_model(data, b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(compiled(predictions)[0])
 

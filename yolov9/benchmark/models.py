@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolov9 import packaged
+from yolov9 import openvino_core, packaged
 from yolov9.bundle import MANIFEST, Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def open_models(weights: list[str], architectures: list[str], scratch: Path, say
 
 def operations(bundle: Bundle, width: int, height: int) -> int:
     """For one image of that size, counted in the graph: two for each multiply-add of its convolutions."""
-    import openvino as ov
-
-    graph = ov.Core().read_model(str(bundle.onnx))
+    graph = openvino_core.core().read_model(str(bundle.onnx))
     graph.reshape([1, height, width, 3])
     total = 0
     for node in graph.get_ops():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from yolov9 import openvino_core
 from yolov9.engines.base import EngineError
 
 CHANNELS, SIDE, LAYERS = 256, 40, 8
@@ -51,7 +52,7 @@ def _on_cpu(precision: str, threads: int) -> Callable[[], None]:
     import openvino as ov
     from openvino import opset13 as ops
 
-    core = ov.Core()
+    core = openvino_core.core()
     capability = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}.get(precision)
     if precision not in _OPENVINO_TYPES or (
         capability and capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

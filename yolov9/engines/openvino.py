@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from yolov9 import openvino_core
 from yolov9.bundle import OPENVINO_MODEL, OPENVINO_WEIGHTS, Bundle
 from yolov9.engines.base import EngineError, batch_shape, buckets, check_shape
 from yolov9.engines.cpu import available_cpus, limited
@@ -58,7 +59,7 @@ class OpenVinoEngine:
         self.max_batch = 1 if max_batch is None else max_batch
         self.parallel = 1
         """In throughput mode known only after the first `prepare`."""
-        self._core = ov.Core()
+        self._core = openvino_core.core()
         self.device = str(self._core.get_property(DEVICE, "FULL_DEVICE_NAME")).strip()
         self.precision = _choose_precision(
             bundle, precision, self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")

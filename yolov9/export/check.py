@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from yolov9 import openvino_core
 from yolov9.bundle import INPUT_NAME
 from yolov9.export.errors import ExportError
 from yolov9.export.graph import ServingGraph, quiet
@@ -204,7 +205,7 @@ def openvino_runner(model: bytes, weights: bytes) -> tuple[str, Run]:
     """Of an .xml and a .bin file, or of an ONNX graph and nothing."""
     import openvino as ov
 
-    core = ov.Core()
+    core = openvino_core.core()
     compiled = core.compile_model(core.read_model(model, weights), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return f"openvino {ov.__version__.split('-')[0]}", lambda images: np.array(compiled(images)[0])
 

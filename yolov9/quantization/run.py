@@ -15,6 +15,7 @@ from typing import Any
 
 import openvino as ov
 
+from yolov9 import openvino_core
 from yolov9.bundle import INT8_ONNX, ONNX, OPENVINO_MODEL, OPENVINO_WEIGHTS, SAFETENSORS, Bundle, write_bundle
 from yolov9.data import Dataset
 from yolov9.engines import make
@@ -195,7 +196,7 @@ def _sensitivity(bundle: Bundle, inputs: Inputs, by: By, say: Say) -> list[Part]
     if xml is None:
         raise QuantizeError("sensitivity is measured in OpenVINO: take --engine openvino or all")
     exact = ov.convert_model(str(bundle.onnx))
-    quantised = ov.Core().read_model(str(xml))
+    quantised = openvino_core.core().read_model(str(xml))
     whole, parts = sensitivity(exact, quantised, spread(inputs, _CHECKED), by, say)
     say(f"all of it in int8: {whole}")
     return parts

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from yolov9 import openvino_core
 from yolov9.quantization.deviation import Deviation, deviation
 from yolov9.quantization.for_openvino import convolutions
 from yolov9.quantization.pictures import Inputs
@@ -155,5 +156,6 @@ def _bias_of(convolution: ov.Node) -> npt.NDArray[np.float32] | None:
 def _predict(model: ov.Model, pictures: Inputs) -> list[npt.NDArray[np.float32]]:
     fixed = model.clone()
     fixed.reshape(list(pictures[0].shape))
-    compiled = ov.Core().compile_model(fixed, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False})
+    config = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+    compiled = openvino_core.core().compile_model(fixed, "CPU", config)
     return [np.array(compiled(images)[0]) for images in pictures]
