@@ -20,6 +20,7 @@ from yolov9.benchmark.cells import MODES, ROOF, Cell, Reference, reference, roof
 from yolov9.benchmark.models import BenchError, Model, open_models
 from yolov9.benchmark.rounds import Plan, Result, run
 from yolov9.benchmark.worker import Evaluate, Job
+from yolov9.commands import count, say
 from yolov9.data import DataError, open_dataset
 from yolov9.engines import ENGINES
 from yolov9.engines.cpu import available_cpus
@@ -50,10 +51,10 @@ def _parser() -> argparse.ArgumentParser:
                    help="latency (one call at a time) and throughput (as many as pay) (default: both)")  # fmt: skip
     p.add_argument("--suppress", action="store_true", help="time non-maximum suppression too, as the server does it")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    p.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: all that this process may use)")
-    p.add_argument("--repeat", type=_count, default=5, metavar="N", help="rounds (default: %(default)s)")
+    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: all that this process may use)")
+    p.add_argument("--repeat", type=count, default=5, metavar="N", help="rounds (default: %(default)s)")
     p.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="a cell and round (default: %(default)s)")
-    p.add_argument("--together", type=_count, default=12, metavar="N",
+    p.add_argument("--together", type=count, default=12, metavar="N",
                    help="cells that take turns; more are measured group by group (default: %(default)s)")  # fmt: skip
     p.add_argument("--baseline", metavar="WORDS", help="what cells are compared with, such as openvino,fp32 or "
                    "gelan-t,torch,fp32,640x640,b1: its other fields are those of the cell "
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--roof", action="store_true", help="measure what 3x3 convolutions reach, and the share of it")
     p.add_argument("--data", metavar="D", help="data set for AP, as for python -m yolov9.val")
     p.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
-    p.add_argument("--limit", type=_count, metavar="N", help="only so many of its pictures")
+    p.add_argument("--limit", type=count, metavar="N", help="only so many of its pictures")
     p.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     p.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     return p
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if not given.weights and not given.model:
                 raise BenchError("nothing to measure: give --weights or --model")
-            models = open_models(given.weights, given.model, Path(scratch), _say)
+            models = open_models(given.weights, given.model, Path(scratch), say)
             cells, base, plan = _plan(given, models)
         except (BenchError, DataError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -85,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results: dict[Cell, Result] = {}
         interrupted = False
         try:
-            run(plan, _say, results)
+            run(plan, say, results)
         except KeyboardInterrupt:
-            _say("interrupted: the table holds what was measured")
+            say("interrupted: the table holds what was measured")
             interrupted = True
         everything = _report(given, models, cells, base, results, surroundings, command)
     measured = any(cell["ms_p50"] for cell in everything["cells"])
@@ -170,10 +171,6 @@ def _write(everything: dict[str, Any], given: argparse.Namespace) -> int:
     return 0
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _words(known: Sequence[str]) -> Any:
     """An argument's type: words of `known` with commas between them, each once."""
 
@@ -201,17 +198,7 @@ def _shapes(text: str) -> list[tuple[int, int]]:
 
 
 def _batches(text: str) -> list[int]:
-    return [*dict.fromkeys(_count(word) for word in text.split(","))]
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return value
+    return [*dict.fromkeys(count(word) for word in text.split(","))]
 
 
 def _seconds(text: str) -> float:

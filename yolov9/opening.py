@@ -55,7 +55,7 @@ def open_model(
     if engine not in ("auto", "torch"):
         raise ModelError(f"{weights} is a checkpoint, which only the engine torch runs; make a bundle of it with: "
                          f"python -m yolov9.export --weights {weights} --out BUNDLE")  # fmt: skip
-    model = _load_checkpoint(path)
+    model = load_checkpoint(path)
     choice = _in_torch(model, precision, device, max_batch)
     return Opened(*choice, model.names, CHECKPOINT_SIZE)
 
@@ -69,7 +69,8 @@ def _in_torch(model: Detector, precision: str, device: str | None, max_batch: in
         raise ModelError(str(error)) from None
 
 
-def _load_checkpoint(path: Path) -> Detector:
+def load_checkpoint(path: Path) -> Detector:
+    """The model in PyTorch. ModelError, also where PyTorch is not installed."""
     try:
         from yolov9.weights import WeightsError, load
     except ImportError as error:

@@ -19,6 +19,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from yolov9.commands import share
 from yolov9.draw import draw_boxes
 from yolov9.engines import EngineError
 from yolov9.images import ImageError, read_image
@@ -185,21 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, metavar="FILE", help="write all detections there")
     p.add_argument("--engine", default="auto", help="auto, openvino, onnxruntime or torch (%(default)s)")
     p.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (%(default)s)")
-    p.add_argument("--confidence", type=_share, default=0.25, metavar="X", help="lowest to report (%(default)s)")
-    p.add_argument(
-        "--iou", type=_share, default=0.7, metavar="X", help="overlap that makes two boxes one (%(default)s)"
-    )
+    p.add_argument("--confidence", type=share, default=0.25, metavar="X", help="lowest to report (%(default)s)")
+    p.add_argument("--iou", type=share, default=0.7, metavar="X", help="overlap that makes two boxes one (%(default)s)")
     p.add_argument("--imgsz", type=int, metavar="N", help="long side of the input, a multiple of 32 (the bundle's own)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="report only these")
     p.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write drawn results")
     return p
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

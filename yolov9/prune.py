@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov9 import packaged
+from yolov9.commands import count, say
 from yolov9.data import DataError, Dataset, find_source, open_dataset
 from yolov9.engines import ENGINES, EngineError
 from yolov9.evaluation.results import EvaluationError
@@ -54,20 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--normalise", choices=NORMALISATIONS, help="of scores between layers (the criterion's own)")
     p.add_argument("--per-cost", action=argparse.BooleanOptionalAction,
                    help="weigh worth against operations saved (yes, but for --ratio)")  # fmt: skip
-    p.add_argument("--round", type=_count, default=8, metavar="N",
+    p.add_argument("--round", type=count, default=8, metavar="N",
                    help="pruned widths are multiples of it (%(default)s; 16 suits tensor cores)")  # fmt: skip
     p.add_argument("--floor", type=_share, default=0.1, metavar="X", help="every width keeps this share (%(default)s)")
     p.add_argument("--protect", nargs="+", default=[], metavar="PATTERN",
                    help="layers whose outputs stay: 'stem*', 'detect.cv2', 'stage3.cv?.1'")  # fmt: skip
-    p.add_argument("--steps", type=_count, default=1, metavar="N",
+    p.add_argument("--steps", type=count, default=1, metavar="N",
                    help="score, cut and repair in so many steps (%(default)s)")  # fmt: skip
     p.add_argument("--repair", choices=["weights", "statistics", "none"], default="weights",
                    help="with pictures: fit the remaining weights, or the scale and mean of each channel only, "
                    "to what the whole model computes (%(default)s)")  # fmt: skip
     p.add_argument("--data", metavar="D", help="data set: AP before and after on its val split, pictures of train")
     p.add_argument("--images", type=Path, metavar="DIR", help="pictures without labels, instead of those of --data")
-    p.add_argument("--pictures", type=_count, default=64, metavar="N", help="so many of them (%(default)s)")
-    p.add_argument("--limit", type=_count, metavar="N", help="pictures for AP (all)")
+    p.add_argument("--pictures", type=count, default=64, metavar="N", help="so many of them (%(default)s)")
+    p.add_argument("--limit", type=count, metavar="N", help="pictures for AP (all)")
     p.add_argument("--imgsz", type=int, default=640, metavar="N", help="side of the input (%(default)s)")
     p.add_argument("--engine", choices=["auto", *ENGINES], default="auto",
                    help="that measures latency and AP (%(default)s)")  # fmt: skip
@@ -85,16 +86,6 @@ def _share(given: str) -> float:
         raise argparse.ArgumentTypeError(f"{given!r} is not a number") from None
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{given} is not between 0 and 1")
-    return value
-
-
-def _count(given: str) -> int:
-    try:
-        value = int(given)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{given} is less than 1")
     return value
 
 
@@ -118,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PruneError, WeightsError, packaged.ModelNotFound, DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _say(f"{given.weights}: {whole.name}, {len(whole.names)} classes")
+    say(f"{given.weights}: {whole.name}, {len(whole.names)} classes")
     try:
         report = _run(given, whole, dataset, pictures)
     except (PruneError, ChannelError, DataError, EvaluationError) as error:
@@ -132,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if dataset is not None and dataset.split == which:
         report["note"] = f"AP is measured on the split {which!r}, of which pictures were used to prune"
-        _say(report["note"])
+        say(report["note"])
     file = given.out.with_suffix(".json")
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(text(report))
@@ -160,7 +151,7 @@ def _run(
             for when, model in (("before", whole), ("after", result.model)):
                 with watch.running(model) as engine:
                     metrics = evaluate(
-                        engine, dataset, names=model.names, input_size=given.imgsz, limit=given.limit, say=_say
+                        engine, dataset, names=model.names, input_size=given.imgsz, limit=given.limit, say=say
                     ).metrics
                 report[when] |= {key: round(metrics[key], 4) for key in ("map", "map50", "map75")}
     finally:
@@ -184,8 +175,8 @@ def _prune(
     else:
         target = Target("ratio", given.ratio) if given.ratio is not None else Target("flops", given.flops)
     used = len(pictures) if pictures is not None else 0
-    _say(f"criterion {criterion}, target {target.kind} {target.value:.4g}, {used} pictures")
-    result = prune(whole, target, options, pictures=pictures, input_size=given.imgsz, measure=watch, say=_say)
+    say(f"criterion {criterion}, target {target.kind} {target.value:.4g}, {used} pictures")
+    result = prune(whole, target, options, pictures=pictures, input_size=given.imgsz, measure=watch, say=say)
     told = {
         "weights": str(given.weights), "target": {target.kind: target.value}, "criterion": criterion,
         "scope": given.scope, "normalise": given.normalise or DEFAULTS[criterion],
@@ -207,17 +198,13 @@ def _dataset(data: str | None) -> Dataset | None:
 def _pictures(given: argparse.Namespace) -> tuple[Pictures | None, str | None]:
     """What is looked at while pruning, and of which split of the data set it is: train, or another one if need be."""
     if given.images is not None:
-        return Pictures(find(given.images), given.imgsz, given.pictures, _say), None
+        return Pictures(find(given.images), given.imgsz, given.pictures, say), None
     if given.data is None:
         return None, None
     splits = find_source(given.data).splits
     dataset = open_dataset(given.data, next((s for s in ("train", "val", "test") if s in splits), "train"))
     files = [item.image for item in dataset.items]
-    return Pictures(files, given.imgsz, given.pictures, _say), dataset.split
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return Pictures(files, given.imgsz, given.pictures, say), dataset.split
 
 
 if __name__ == "__main__":

@@ -20,18 +20,17 @@ from typing import Any
 
 from yolov9 import packaged
 from yolov9.bundle import MANIFEST, Bundle, BundleError, check_replaceable
+from yolov9.commands import count, say
 from yolov9.data import ALL, DataError, Dataset, find_source, match_classes, open_dataset
+from yolov9.data.inputs import find_pictures, spread
 from yolov9.engines import EngineError
 from yolov9.evaluation.coco import check_installed as installed_for_ap
 from yolov9.evaluation.results import EvaluationError
 from yolov9.geometry import input_shapes
+from yolov9.opening import CHECKPOINT_SIZE, ModelError, load_checkpoint
 from yolov9.postprocess import PredictionError
 from yolov9.quantization import QuantizeError
 from yolov9.quantization.packages import ENGINES, check_installed
-from yolov9.quantization.pictures import find_pictures, spread
-
-_OWN_SIZE = 640
-"""Input size of a checkpoint, which does not state one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             input_shapes(given.imgsz)
         calibration, evaluation, notes = split(given.data, given.images)
         for note in notes:
-            _say(note)
+            say(note)
     except (BundleError, DataError, QuantizeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -98,19 +97,17 @@ def _bundle(weights: str, scratch: Path, out: Path, input_size: int | None) -> B
             raise QuantizeError(f"{path}: is quantised already; take the bundle that it was made of")
         return bundle
     try:
-        from yolov9.export import ExportError, export, lineage_of
-        from yolov9.weights import WeightsError, load
-    except ImportError as error:
-        raise QuantizeError(
-            f"{path} is a checkpoint, which needs PyTorch: pip install 'yolov9-server[train]'"
-        ) from error
+        model = load_checkpoint(path)
+    except ModelError as error:
+        raise QuantizeError(str(error)) from error
+    from yolov9.export import ExportError, export, lineage_of
+
     try:
-        model = load(path)
         return export(
-            model, scratch, name=out.resolve().name, input_size=input_size or _OWN_SIZE, lineage=lineage_of(weights),
-            say=_say,
+            model, scratch, name=out.resolve().name, input_size=input_size or CHECKPOINT_SIZE,
+            lineage=lineage_of(weights), say=say,
         )  # fmt: skip
-    except (WeightsError, ExportError) as error:
+    except ExportError as error:
         raise QuantizeError(str(error)) from None
 
 
@@ -121,12 +118,12 @@ def _quantize(
 
     evaluation = labelled if given.check else None
     if given.check and (why_not := _unmeasurable(bundle, labelled)) is not None:
-        _say(f"AP is not measured: {why_not}")
+        say(f"AP is not measured: {why_not}")
         evaluation = None
     done = quantize(
         bundle, given.out, calibration, images=given.images, engines=engines, input_size=given.imgsz,
         evaluation=evaluation, limit=given.limit, check=given.check,
-        by=given.sensitivity, lineage={"data": Path(given.data).name}, say=_say,
+        by=given.sensitivity, lineage={"data": Path(given.data).name}, say=say,
     )  # fmt: skip
     print(_table(done))
     if given.json is not None:
@@ -188,30 +185,19 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--out", required=True, type=Path, metavar="BUNDLE",
                    help="the bundle's folder, which may be that of --weights; a bundle there is replaced")  # fmt: skip
-    p.add_argument("--images", type=_count, default=128, metavar="N", help="pictures to calibrate on (%(default)s)")
+    p.add_argument("--images", type=count, default=128, metavar="N", help="pictures to calibrate on (%(default)s)")
     p.add_argument(
         "--imgsz", type=int, metavar="N", help="long side of the pictures, a multiple of 32 (the model's own)"
     )
     p.add_argument("--engine", choices=[*ENGINES, "all"], default="all",
                    help="whose files to make; TensorRT reads ONNX Runtime's (%(default)s)")  # fmt: skip
-    p.add_argument("--limit", type=_count, metavar="N", help="measure AP on so many pictures only")
+    p.add_argument("--limit", type=count, metavar="N", help="measure AP on so many pictures only")
     p.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
                    help="measure AP before and after, and refuse what has lost too much")  # fmt: skip
     p.add_argument("--sensitivity", nargs="?", const="block", choices=["block", "layer"],
                    help="also measure what each block (or layer) alone loses in int8")  # fmt: skip
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return p
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

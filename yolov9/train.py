@@ -22,6 +22,7 @@ from lightning_fabric import Fabric, seed_everything
 
 from yolov9.data import DataError
 from yolov9.engines.base import EngineError
+from yolov9.engines.cpu import cpu_flags
 from yolov9.engines.torch import TorchEngine
 from yolov9.evaluation.report import Report
 from yolov9.evaluation.results import EvaluationError
@@ -57,9 +58,10 @@ Say = Callable[[str], None]
 def train(given: argparse.Namespace) -> Path:
     """The whole run, -> its folder."""
     recipe = (read_recipe(given.recipe) if given.recipe else Recipe()).changed(given.set)
+    precision = given.precision or _precision(given.device)
     fabric = Fabric(
         accelerator={"cuda": "gpu"}.get(given.device, given.device), devices=given.devices, num_nodes=given.nodes,
-        precision=given.precision or _precision(given.device),
+        precision=precision,
     )  # fmt: skip
     fabric.launch()
     seed_everything(given.seed, verbose=False)
@@ -78,7 +80,6 @@ def train(given: argparse.Namespace) -> Path:
         say(f"frozen: {', '.join(freeze(model, given.freeze))}")
     say(f"{model.name}: {parameters(model):,} parameters, classes {', '.join(corpus.names.values())}")
 
-    precision = given.precision or _precision(given.device)
     batch = given.batch or fabric.broadcast(batch_size(model, given.imgsz, fabric.device, precision, say))
 
     folder: Path = given.out
@@ -182,8 +183,7 @@ def _precision(device: str) -> Any:
     """Mixed precision in bfloat16, where it is fast."""
     if device != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    flags = Path("/proc/cpuinfo")
-    return "bf16-mixed" if flags.is_file() and "avx512_bf16" in flags.read_text() else "32-true"
+    return "bf16-mixed" if "avx512_bf16" in cpu_flags() else "32-true"
 
 
 def _commit() -> str | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yolov9.commands import count, say, share
 from yolov9.data import DataError, Dataset, Item, match_classes, open_dataset
 from yolov9.engines import ENGINES, Engine, EngineError
 from yolov9.evaluation.coco import check_installed, coco_accuracy
@@ -62,9 +63,9 @@ def evaluate(
     (an option that cannot be), EngineError and PredictionError (the engine failed).
     """
     input_shapes(input_size)
-    for name, count in (("batch", batch), ("limit", limit), ("max_detections", max_detections)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name}: {count} is less than 1")
+    for name, number in (("batch", batch), ("limit", limit), ("max_detections", max_detections)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}: {number} is less than 1")
     check_installed()
     match = match_classes(names, dataset.names)
     items = _some(dataset.items, limit)
@@ -159,32 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (%(default)s)")
     p.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (the fastest that works)")
     p.add_argument("--imgsz", type=int, metavar="N", help="long side of the input, a multiple of 32 (the model's own)")
-    p.add_argument("--batch", type=_count, metavar="N", help="pictures an inference (what pays on the device)")
-    p.add_argument("--conf", type=_share, default=0.001, metavar="X", help="lowest confidence (%(default)s)")
-    p.add_argument(
-        "--iou", type=_share, default=0.7, metavar="X", help="overlap that makes two boxes one (%(default)s)"
-    )
-    p.add_argument("--max-det", type=_count, default=300, metavar="N", help="boxes a picture (%(default)s)")
-    p.add_argument("--limit", type=_count, metavar="N", help="only so many pictures, spread over the data set")
+    p.add_argument("--batch", type=count, metavar="N", help="pictures an inference (what pays on the device)")
+    p.add_argument("--conf", type=share, default=0.001, metavar="X", help="lowest confidence (%(default)s)")
+    p.add_argument("--iou", type=share, default=0.7, metavar="X", help="overlap that makes two boxes one (%(default)s)")
+    p.add_argument("--max-det", type=count, default=300, metavar="N", help="boxes a picture (%(default)s)")
+    p.add_argument("--limit", type=count, metavar="N", help="only so many pictures, spread over the data set")
     p.add_argument("--out", type=Path, default=Path("runs/val"), metavar="DIR",
                    help="metrics, detections and pictures (%(default)s)")  # fmt: skip
     p.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write into --out")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there, too")
     return p
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,15 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     engine = model.engine
-    _say(f"{dataset.path}: {dataset.format}, split {dataset.split}, {len(dataset.items)} images")
+    say(f"{dataset.path}: {dataset.format}, split {dataset.split}, {len(dataset.items)} images")
     for note in dataset.notes:
-        _say(note)
-    say_problems(dataset.problems, _say)
-    _say(f"engine {engine.name} {engine.precision} on {engine.device} ({model.why})")
+        say(note)
+    say_problems(dataset.problems, say)
+    say(f"engine {engine.name} {engine.precision} on {engine.device} ({model.why})")
     try:
         report = evaluate(
             engine, dataset, names=model.names, input_size=given.imgsz or model.input_size, confidence=given.conf,
-            iou=given.iou, max_detections=given.max_det, batch=given.batch, limit=given.limit, say=_say,
+            iou=given.iou, max_detections=given.max_det, batch=given.batch, limit=given.limit, say=say,
         )  # fmt: skip
     except (EvaluationError, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -219,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         engine.close()
-    say_problems(report.problems, _say)
+    say_problems(report.problems, say)
     print(report.table())
     return _write(report, given.out if given.save else None, given.json)
 
@@ -235,10 +220,6 @@ def _write(report: Report, out: Path | None, file: Path | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ if __name__ == "__main__":  # before torch is imported, which `get` does without
 
 import json
 import logging
-import os
-import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from yolov9 import packaged
 from yolov9.checkpoints.errors import WeightsError
 from yolov9.checkpoints.matching import State, coco_names, fill, match, read_layout
 from yolov9.checkpoints.reading import Checkpoint, read
+from yolov9.files import write_file
 from yolov9.nn.architecture import Architecture, ArchitectureError, architecture, parse
 from yolov9.nn.model import Detector
 from yolov9.nn.widths import widths
@@ -79,15 +78,7 @@ def save(model: Detector, path: str | Path) -> None:
     target = Path(path)
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target}: the name of a file of weights ends in .safetensors")
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with scratch.open("xb") as stream:
-            stream.write(to_bytes(model))
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_file(target, to_bytes(model))
 
 
 def to_bytes(model: Detector) -> bytes:

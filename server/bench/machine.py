@@ -7,13 +7,16 @@ import os
 import platform
 from typing import Any
 
+from yolov9.benchmark.machine import versions as installed
+from yolov9.engines.cpu import cpu_info
+
 _PACKAGES = ("av", "openvino", "onnxruntime", "torch", "numpy")
 
 
 def machine() -> dict[str, Any]:
     """CPU model, cores that this process may use, memory in bytes, kernel."""
     return {
-        "cpu": cpu_model(_read("/proc/cpuinfo")) or platform.machine(),
+        "cpu": cpu_model() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "kernel": platform.release(),
@@ -23,27 +26,9 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The server, Python and the packages that do the work, as far as they are installed."""
-    found = {"server": importlib.metadata.version("yolov9-server"), "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"server": importlib.metadata.version("yolov9-server"), **installed(_PACKAGES)}
 
 
-def cpu_model(cpuinfo: str) -> str | None:
-    """The first model name in the text of /proc/cpuinfo (x86; ARM has none)."""
-    for line in cpuinfo.splitlines():
-        name, colon, value = line.partition(":")
-        if colon and name.strip() == "model name":
-            return value.strip()
-    return None
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
+def cpu_model(cpuinfo: str | None = None) -> str | None:
+    """The first model name in the text of /proc/cpuinfo (x86; ARM has none); None reads this machine's."""
+    return cpu_info(cpuinfo).get("model name")

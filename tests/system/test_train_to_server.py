@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
-from test_training_run import draw_data
+from test_training_run import BY_HEART, draw_data
 
 
 @pytest.mark.system
 @pytest.mark.slow
 def test_what_was_learnt_is_served(tmp_path: Path) -> None:
     data = draw_data(tmp_path / "d", 8)
-    command = [sys.executable, "-m", "yolov9.train", "--data", str(data), "--epochs", "110", "--batch", "8",
-               "--imgsz", "96", "--out", str(tmp_path / "learnt"), "--recipe", "small", "--set", "nominal_batch=8",
-               "--set", "lr=.002", "--set", "mosaic=0", "--set", "scale=0", "--set", "ema_ramp=20",
-               "--val-every", "110", "--workers", "0", "--device", "cpu"]  # fmt: skip
+    command = [sys.executable, "-m", "yolov9.train", "--data", str(data), "--epochs", "110", "--val-every", "110",
+               "--out", str(tmp_path / "learnt"), *BY_HEART]  # fmt: skip
     trained = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert trained.returncode == 0, trained.stderr
     bundle = tmp_path / "learnt" / "bundle"

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_model import colour_model, random_model
 
 from yolov9.data import DataError
+from yolov9.data.inputs import spread
 from yolov9.quantization import QuantizeError, qdq
 from yolov9.quantization.deviation import deviation
-from yolov9.quantization.pictures import read_inputs, spread
+from yolov9.quantization.pictures import read_inputs
 from yolov9.quantization.ranges import STEPS, Histogram
 from yolov9.quantization.sensitivity import part_name
 from yolov9.quantize import split

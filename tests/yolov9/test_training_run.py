@@ -22,16 +22,16 @@ from PIL import Image
 
 import yolov9
 from yolov9 import train as command
+from yolov9.files import write_file
 from yolov9.nn.model import Detector
 from yolov9.training import loop as loop_module
-from yolov9.training import state as state_file
 from yolov9.training.loader import EpochSampler, Examples, make_loader
 from yolov9.training.loop import Loop, Plan, TrainingError
 from yolov9.training.loss import Losses
 from yolov9.training.optimization import Average, Schedule, accumulation, make_optimizer
 from yolov9.training.recipe import Recipe
 from yolov9.training.samples import Pictures, samples_of
-from yolov9.training.state import STATE, Progress, StateError, read_state, write_file, write_state
+from yolov9.training.state import STATE, Progress, StateError, read_state, write_state
 from yolov9.training.transfer import TransferError, freeze, train_mode, transfer
 
 
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(state_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_file(target, b"new")
     assert target.read_bytes() == b"old"
@@ -172,6 +172,13 @@ def test_a_state_brings_everything_back(tmp_path: Path, optimizer: Any) -> None:
     (tmp_path / STATE).write_bytes(b"nonsense")
     with pytest.raises(StateError, match="not readable"):
         read_state(tmp_path, other, second, again, '{"a": 1}')
+
+
+BY_HEART = [
+    "--model", "yolov9-t", "--batch", "8", "--imgsz", "96", "--device", "cpu", "--workers", "0", "--recipe", "small",
+    "--set", "nominal_batch=8", "--set", "lr=.002", "--set", "mosaic=0", "--set", "scale=0", "--set", "ema_ramp=20",
+]  # fmt: skip
+"""With which some hundred epochs are enough for eight pictures of `draw_data`."""
 
 
 def draw_data(folder: Path, count: int, size: int = 96) -> Path:
@@ -328,10 +335,7 @@ def test_eight_pictures_are_learnt_by_heart_and_the_bundle_is_ready(tmp_path: Pa
     """Within two minutes on two cores; then the run's folder holds everything that is promised."""
     data, out = draw_data(tmp_path / "d", 8), tmp_path / "r"
     began = time.monotonic()
-    arguments = ["--data", str(data), "--model", "yolov9-t", "--epochs", "100", "--batch", "8", "--imgsz", "96",
-                 "--out", str(out), "--device", "cpu", "--workers", "0", "--recipe", "small",
-                 "--set", "nominal_batch=8", "--set", "lr=.002", "--set", "mosaic=0", "--set", "scale=0",
-                 "--set", "ema_ramp=20", "--val-every", "50"]  # fmt: skip
+    arguments = ["--data", str(data), "--epochs", "100", "--out", str(out), "--val-every", "50", *BY_HEART]
     assert command.main(arguments) == 0
     assert time.monotonic() - began < 120
     assert json.loads((out / "best.json").read_text())["figures"]["val/map50"] > 0.95

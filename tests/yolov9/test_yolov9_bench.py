@@ -379,9 +379,10 @@ class TestModels:
 
 
 class TestMachine:
-    def test_flags_that_matter_are_told(self, monkeypatch):
-        info = "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni amx_int8 sse\n"
-        monkeypatch.setattr(machine, "_read", lambda path: info)
+    def test_flags_that_matter_are_told(self, monkeypatch, tmp_path):
+        info = tmp_path / "cpuinfo"
+        info.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni amx_int8 sse\n")
+        monkeypatch.setattr("yolov9.engines.cpu._CPU_INFO", info)
         found = machine.machine(3)
         assert (found["cpu"], found["flags"], found["threads"]) == ("Some CPU", ["avx2", "avx512_vnni", "amx_int8"], 3)
 

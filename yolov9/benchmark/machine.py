@@ -8,9 +8,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
-from yolov9.engines.cpu import available_cpus
+from yolov9.engines.cpu import available_cpus, cpu_flags, cpu_info
 
 _PACKAGES = ("openvino", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx-cu13", "nncf", "numpy")
 _FLAGS = (
@@ -22,10 +23,9 @@ _FLAGS = (
 
 def machine(threads: int) -> dict[str, Any]:
     """CPU model, flags, cores that this process may use, memory in bytes, load, kernel; GPUs if there are any."""
-    info = _read("/proc/cpuinfo")
-    flags = set((_field(info, "flags") or _field(info, "Features") or "").split())
+    flags = cpu_flags()
     return {
-        "cpu": _field(info, "model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_info().get("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "cores": available_cpus(),
         "threads": threads,
@@ -36,10 +36,10 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Python and the packages that do the work, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -69,9 +69,13 @@ def gpu_memory_used() -> int | None:
 
 def peak_memory() -> int:
     """Bytes of this process' memory at its largest. Linux's own count: libraries that are mapped are in it."""
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) << 10
+    except OSError:
+        pass
     return 0
 
 
@@ -85,19 +89,3 @@ def _nvidia_smi(*fields: str) -> list[list[str]]:
     except (OSError, subprocess.SubprocessError):  # a driver that does not answer: as if there were no GPU
         return []
     return [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-
-
-def _field(cpuinfo: str, wanted: str) -> str | None:
-    for line in cpuinfo.splitlines():
-        name, colon, value = line.partition(":")
-        if colon and name.strip() == wanted:
-            return value.strip()
-    return None
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from yolov9 import openvino_core, packaged
 from yolov9.bundle import MANIFEST, Bundle, BundleError
+from yolov9.opening import ModelError, load_checkpoint
 
 if TYPE_CHECKING:
     from yolov9.nn.model import Detector
@@ -81,12 +82,8 @@ def _unique(labels: list[str]) -> list[str]:
 
 def _export_checkpoint(path: Path, folder: Path, say: Say) -> Bundle:
     try:
-        from yolov9.weights import WeightsError, load
-    except ImportError as error:
-        raise BenchError(f"{path} is a checkpoint, which needs PyTorch: pip install 'yolov9-server[train]'") from error
-    try:
-        model = load(path)
-    except (WeightsError, OSError) as error:
+        model = load_checkpoint(path)
+    except ModelError as error:
         raise BenchError(str(error)) from error
     return _export(model, folder, path.stem, say)
 
@@ -106,23 +103,17 @@ def _export_random(name: str, folder: Path, say: Say) -> Bundle:
         except (ArchitectureError, ValueError) as error:
             raise BenchError(str(error)) from error
         _settle(model)
-    return _export(model.eval(), folder, name, say)
+    return _export(model, folder, name, say)
 
 
 def _settle(model: Detector) -> None:
     """Set the running statistics to those of noise: in a new model signals fade from layer to layer to numbers so small
     that CPUs compute with them at a hundredth of their speed."""
     import torch
-    from torch import nn
 
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.rand(2, 3, _SETTLING_SIDE, _SETTLING_SIDE))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    from yolov9.nn.statistics import measure_statistics
+
+    measure_statistics(model, [torch.rand(2, 3, _SETTLING_SIDE, _SETTLING_SIDE)])
 
 
 def _export(model: Detector, folder: Path, name: str, say: Say) -> Bundle:

@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from yolov9.bundle import INPUT_NAME, INT8_ONNX, Bundle
 from yolov9.engines.base import EngineError, batch_shape, check_shape
-from yolov9.engines.cpu import available_cpus
+from yolov9.engines.cpu import available_cpus, cpu_flags
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -114,7 +114,5 @@ def _choose_precision(bundle: Bundle, asked: str, provider: str) -> str:
 def _saturates() -> bool:
     """Whether this x86 CPU adds products of bytes in 16 bits, which overflow: all do that lack the VNNI instructions.
     False where that cannot be told."""
-    try:
-        return "_vnni" not in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    flags = cpu_flags()
+    return bool(flags) and not any("_vnni" in flag for flag in flags)

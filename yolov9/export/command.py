@@ -9,6 +9,7 @@ from pathlib import Path
 
 from yolov9 import packaged
 from yolov9.bundle import BundleError, check_replaceable
+from yolov9.commands import count, say
 from yolov9.data import DataError
 from yolov9.export.errors import ExportError
 from yolov9.export.run import FORMATS, Format, export, tensorrt_here
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nms = Suppression(given.conf, given.iou, given.max_det) if given.nms else None
         if "tensorrt" in formats:
             tensorrt_here()
-        real = [] if given.data is None else real_pictures(given.data, given.images, given.imgsz, _say)
+        real = [] if given.data is None else real_pictures(given.data, given.images, given.imgsz, say)
         if given.data is not None and not real:
             raise ExportError(f"{given.data}: none of its images can be decoded, so nothing can be checked on them")
         model = load(given.weights)
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BundleError, WeightsError, ExportError, DataError, packaged.ModelNotFound, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _say(f"{given.weights}: {model.name}, {len(model.names)} classes")
+    say(f"{given.weights}: {model.name}, {len(model.names)} classes")
     try:
         bundle = export(
             model, given.out, name=given.name, input_size=given.imgsz, formats=formats, nms=nms, check=given.check,
-            real=real, engines=given.engines, lineage=lineage, say=_say,
+            real=real, engines=given.engines, lineage=lineage, say=say,
         )  # fmt: skip
     except (BundleError, ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -73,18 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
                    help="run every file beside PyTorch before anything is written")  # fmt: skip
     p.add_argument("--data", metavar="D", help="data set or folder of pictures to check on, besides drawn ones")
-    p.add_argument("--images", type=_count, default=8, metavar="N", help="how many of them (%(default)s)")
+    p.add_argument("--images", type=count, default=8, metavar="N", help="how many of them (%(default)s)")
     p.add_argument("--engines", type=Path, metavar="DIR",
                    help="tensorrt: folder of the engine (where the engine looks for it by itself)")  # fmt: skip
     return p
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

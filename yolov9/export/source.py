@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from yolov9 import packaged
-from yolov9.quantization import QuantizeError
-from yolov9.quantization.pictures import find_pictures, read_inputs, spread
+from yolov9.bundle import SAFETENSORS
+from yolov9.data.inputs import find_pictures, read_inputs, spread
 
 
 def lineage_of(weights: str) -> dict[str, Any]:
     """Name and SHA-256 of the file that `yolov9.weights.load` reads for this. ModelNotFound, OSError."""
     path = packaged.resolve(weights)
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = path / SAFETENSORS if path.is_dir() else path
     with file.open("rb") as stream:
         return {"weights": file.name, "weights_sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
@@ -27,9 +27,6 @@ def real_pictures(
     data: str | Path, count: int, input_size: int, say: Callable[[str], None] = lambda line: None
 ) -> list[tuple[str, npt.NDArray[np.uint8]]]:
     """`count` of a data set's or a folder's, spread over it: name, and (1, H, W, 3) RGB as the server would see it.
-    None if none of them can be decoded. DataError."""
+    Without those that cannot be decoded. DataError."""
     some = spread(find_pictures(data, "val"), count)
-    try:
-        return [(path.name, pixels) for path in some for pixels in read_inputs([path], input_size, say)]
-    except QuantizeError:
-        return []
+    return [(path.name, pixels) for path in some for pixels in read_inputs([path], input_size, say)]

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolov9.geometry import PAD_VALUE, input_shape
-from yolov9.images import ImageError, read_image
-from yolov9.letterbox import Letterboxer
+from yolov9.data.files import pictures
+from yolov9.data.inputs import read_inputs, spread
+from yolov9.geometry import PAD_VALUE
 from yolov9.pruning.spaces import PruneError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _BATCH = 8
 
 Say = Callable[[str], None]
@@ -26,7 +25,7 @@ def find(folder: Path) -> list[Path]:
         lines = folder.read_text(encoding="utf-8", errors="replace").splitlines()
         found = [folder.parent / line.strip() for line in lines if line.strip()]
     else:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = pictures(folder)
     if not found:
         raise PruneError(f"{folder}: no pictures there")
     return found
@@ -37,18 +36,8 @@ class Pictures:
 
     def __init__(self, files: Sequence[Path], input_size: int, limit: int, say: Say = lambda line: None) -> None:
         """`limit` of `files` at even distances. Those that cannot be read are left out, and named by `say`."""
-        letterboxer = Letterboxer()
-        self._canvases: list[Tensor] = []
-        step = max(len(files) / limit, 1)
-        for file in [files[int(i * step)] for i in range(min(limit, len(files)))]:
-            try:
-                image = read_image(file)
-            except ImageError as e:
-                say(f"left out: {e}")
-                continue
-            canvas = np.empty((*input_shape(input_size, image.shape[1], image.shape[0]), 3), np.uint8)
-            letterboxer.write_rgb(image, canvas)
-            self._canvases.append(torch.from_numpy(canvas))
+        found = read_inputs(spread(files, limit), input_size, say)
+        self._canvases = [torch.from_numpy(images[0]) for images in found]
         if not self._canvases:
             raise PruneError("none of the pictures can be read")
         self._canvases.sort(key=lambda c: tuple(c.shape))

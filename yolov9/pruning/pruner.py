@@ -99,9 +99,8 @@ def prune(
     state = _Run(model, options, pictures, input_size, say)
     if target.kind == "latency":
         assert measure is not None
-        target = Target("flops", state.search(target.value, measure))
-        state.steps_to(target)
-        state.until_fast_enough(state.wanted_ms, measure)
+        state.steps_to(Target("flops", state.search(target.value, measure)))
+        state.until_fast_enough(target.value, measure)
     else:
         state.steps_to(target)
     return state.result
@@ -111,7 +110,6 @@ class _Run:
     def __init__(self, model: Detector, options: Options, pictures: Pictures | None, input_size: int, say: Say) -> None:
         self._options, self._pictures, self._size, self._say = options, pictures, input_size, say
         self._whole = model
-        self.wanted_ms = 0.0
         first = network(model, input_size, input_size, options.protect)
         if not first.spaces:
             raise PruneError("every layer is protected: nothing may be pruned")
@@ -133,7 +131,6 @@ class _Run:
 
         What is cut does not depend on the time, and the time not on the weights, so nothing is repaired meanwhile.
         """
-        self.wanted_ms = wanted_ms
         now = measure(self.result.model)
         self._say(f"latency {now:.2f} ms before, {wanted_ms:.2f} ms wanted")
         if now <= wanted_ms:

@@ -24,7 +24,7 @@ Scope = Literal["global", "layer"]
 
 
 class Plan:
-    """What is to be removed. Begins with nothing; `to_...` go on from where it stands."""
+    """What is to be removed. Begins with nothing; `until` goes on from where it stands."""
 
     def __init__(
         self,

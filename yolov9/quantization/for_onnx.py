@@ -19,9 +19,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from yolov9.bundle import INPUT_NAME
+from yolov9.data.inputs import Inputs, spread
 from yolov9.engines.cpu import available_cpus
 from yolov9.quantization import QuantizeError, qdq
-from yolov9.quantization.pictures import Inputs, spread
 from yolov9.quantization.ranges import Histogram
 
 _CORRECTION_PICTURES = 32

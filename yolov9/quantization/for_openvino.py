@@ -26,9 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import openvino as ov
 
+from yolov9.data.inputs import Inputs
 from yolov9.engines.openvino import to_files
 from yolov9.quantization import QuantizeError
-from yolov9.quantization.pictures import Inputs
 
 _WEIGHTED = frozenset({"Convolution", "GroupConvolution"})
 _NOT_COMPUTED = frozenset({"Constant", "Parameter", "Result"})

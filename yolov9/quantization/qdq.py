@@ -20,8 +20,10 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from yolov9 import onnx_paths
 from yolov9.quantization.ranges import STEPS
 
+_COMPUTE = frozenset({"Conv"})
 _SAME_VALUES = frozenset({"MaxPool", "Split", "Resize", "Slice", "Reshape", "Transpose", "Flatten", "Identity"})
 """They give values that they were given, so that input and output share a scale and the integers pass through."""
 _LEAST_OPSET = 13
@@ -50,7 +52,7 @@ def plan(model: onnx.ModelProto) -> Plan:
     """ValueError if there is no convolution between the first and the last ones."""
     nodes = list(model.graph.node)
     floats = _float_tensors(model)
-    reached, leading = _reached(nodes), _leading(nodes)
+    reached, leading = onnx_paths.reached(nodes, _COMPUTE), onnx_paths.leading(nodes, _COMPUTE)
     weights = {tensor.name for tensor in model.graph.initializer}
     # The picture's convolutions compute in floating point, but what they give is stored in int8.
     stored = [
@@ -229,27 +231,3 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.output)
     return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-
-
-def _reached(nodes: list[NodeProto]) -> set[int]:
-    """Positions of the nodes that a convolution leads to."""
-    tensors: set[str] = set()
-    found = set()
-    for i, node in enumerate(nodes):
-        if tensors.intersection(node.input):
-            found.add(i)
-        if i in found or node.op_type == "Conv":
-            tensors.update(node.output)
-    return found
-
-
-def _leading(nodes: list[NodeProto]) -> set[int]:
-    """Positions of the nodes that lead to a convolution."""
-    tensors: set[str] = set()
-    found = set()
-    for i in reversed(range(len(nodes))):
-        if tensors.intersection(nodes[i].output):
-            found.add(i)
-        if i in found or nodes[i].op_type == "Conv":
-            tensors.update(nodes[i].input)
-    return found

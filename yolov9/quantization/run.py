@@ -18,6 +18,7 @@ import openvino as ov
 from yolov9 import openvino_core
 from yolov9.bundle import INT8_ONNX, ONNX, OPENVINO_MODEL, OPENVINO_WEIGHTS, SAFETENSORS, Bundle, write_bundle
 from yolov9.data import Dataset
+from yolov9.data.inputs import Inputs, spread
 from yolov9.engines import make
 from yolov9.metadata import metadata
 from yolov9.quantization import QuantizeError
@@ -25,7 +26,7 @@ from yolov9.quantization.deviation import Deviation, deviation
 from yolov9.quantization.for_onnx import quantize_onnx
 from yolov9.quantization.for_openvino import quantize_openvino
 from yolov9.quantization.packages import ENGINES, check_installed, versions
-from yolov9.quantization.pictures import Inputs, read_inputs, spread
+from yolov9.quantization.pictures import read_inputs
 from yolov9.quantization.sensitivity import By, Part, sensitivity
 from yolov9.val import evaluate
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import openvino as ov
 
 from yolov9 import openvino_core
+from yolov9.data.inputs import Inputs
 from yolov9.quantization.deviation import Deviation, deviation
 from yolov9.quantization.for_openvino import convolutions
-from yolov9.quantization.pictures import Inputs
 
 By = Literal["block", "layer"]
 _BLOCK = re.compile(r"model\.\d+(/cv[23]\.\d(?=/))?")

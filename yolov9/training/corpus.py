@@ -22,8 +22,6 @@ class Corpus:
     names: dict[int, str]
     samples: list[Sample]
     validation: Dataset | None
-    problems: list[str]
-    """What was skipped or mended in the data, each with its file."""
 
     @property
     def fingerprint(self) -> str:
@@ -55,7 +53,6 @@ def open_corpus(
     new_names = {normalised(old): new for old, new in (renamed or {}).items()}
     excluded = {normalised(name) for name in without}
     samples: list[Sample] = []
-    problems: list[str] = []
     held_out: Dataset | None = open_dataset(validation, "val") if validation is not None else None
     for path in paths:
         splits = find_source(path).splits
@@ -74,7 +71,6 @@ def open_corpus(
         samples += samples_of(
             Dataset(data.path, data.format, data.split, data.names, kept, data.problems), len(names), mapping
         )
-        problems += map(str, data.problems)
         missing = [name for i, name in names.items() if i not in mapping.values()]
         say(
             f"{path}: {data.format}, {data.split}: {len(kept)} pictures"
@@ -86,4 +82,4 @@ def open_corpus(
             say(f"{path}: {note}")
     if not any(len(sample.boxes) for sample in samples):
         raise DataError(f"{', '.join(map(str, paths))}: not a single object of the classes {', '.join(names.values())}")
-    return Corpus(names, samples, held_out, problems)
+    return Corpus(names, samples, held_out)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from yolov9.files import write_file
 
 RESULTS = "results.csv"
 _LINE_S = 15.0
@@ -29,13 +32,11 @@ class Journal:
     def add(self, epoch: int, figures: Mapping[str, float]) -> None:
         rows = [row for row in read_results(self._path) if int(row["epoch"]) < epoch]
         rows.append({"epoch": str(epoch), **{key: f"{value:.6g}" for key, value in figures.items()}})
-        scratch = self._path.with_suffix(".tmp")
-        with scratch.open("w", newline="", encoding="utf-8") as stream:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            writer = csv.DictWriter(stream, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        scratch.replace(self._path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(self._path, text.getvalue().encode())
         if self._board is not None:
             for key, value in figures.items():
                 self._board.add_scalar(key, value, epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -303,8 +304,6 @@ def _text(progress: Progress) -> str:
 
 def identity(**settings: Any) -> str:
     """Settings of a run as JSON, for `Plan.identity`."""
-    import json
-
     return json.dumps(
         {k: v if not isinstance(v, Recipe) else v.model_dump() for k, v in settings.items()}, sort_keys=True
     )

@@ -8,8 +8,6 @@ header, the counters. `last.safetensors` and `best.safetensors` hold the average
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from yolov9.files import write_file
 from yolov9.nn.model import Detector
 from yolov9.training.optimization import Average
 from yolov9.weights import to_bytes
@@ -47,25 +46,6 @@ class Progress:
     """Losses of the epoch so far, summed over its batches."""
     seconds: float = 0.0
     """Of training, in all sessions together."""
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Whole or not at all: the previous file stays until the new one is on the disk. OSError."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with scratch.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def write_weights(path: Path, average: Average, facts: dict[str, Any]) -> None:

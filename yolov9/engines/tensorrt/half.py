@@ -21,6 +21,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from yolov9.engines.base import EngineError
+from yolov9.onnx_paths import leading, reached
 
 _COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What is worth half precision, and marks the body."""
@@ -52,36 +53,12 @@ def body(nodes: Iterable[NodeProto]) -> set[int]:
     convolution would keep an engine from computing it in integers.
     """
     nodes = list(nodes)
-    after, before = _reached(nodes), _leading(nodes)
+    after, before = reached(nodes, _COMPUTE), leading(nodes, _COMPUTE)
     return {
         i
         for i, node in enumerate(nodes)
         if node.op_type in _COMPUTE or (i in before and (i in after or node.op_type in _QUANTISERS))
     }
-
-
-def _reached(nodes: list[NodeProto]) -> set[int]:
-    """Nodes that a convolution leads to."""
-    tensors: set[str] = set()
-    found = set()
-    for i, node in enumerate(nodes):
-        if tensors.intersection(node.input):
-            found.add(i)
-        if i in found or node.op_type in _COMPUTE:
-            tensors.update(node.output)
-    return found
-
-
-def _leading(nodes: list[NodeProto]) -> set[int]:
-    """Nodes that lead to a convolution."""
-    tensors: set[str] = set()
-    found = set()
-    for i in reversed(range(len(nodes))):
-        if tensors.intersection(nodes[i].output):
-            found.add(i)
-        if i in found or nodes[i].op_type in _COMPUTE:
-            tensors.update(nodes[i].input)
-    return found
 
 
 class _Rewriter:
