@@ -93,8 +93,10 @@ class Harness:
         free: bool = True,
         held: list[tuple[int, int]] | None = None,
         next_seq: int = 1,
+        prepare: Callable[[CameraProcess], None] = lambda process: None,
         **settings: object,
     ) -> None:
+        """`prepare`: changes the process before it runs. Afterwards, it may have played everything already."""
         self.settings = CameraSettings(
             stream="t", url="fake", input_size=INPUT_SIZE, backoff_initial_s=0.01, backoff_max_s=0.05, **settings,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -114,6 +116,7 @@ class Harness:
         )
         self.left: list[int] = []
         self.process = CameraProcess(task, write_fd, remote, self.arena, sources, self._leave)
+        prepare(self.process)
         self._thread = threading.Thread(target=self.process.run, daemon=True)
         self._thread.start()
 

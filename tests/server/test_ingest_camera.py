@@ -15,6 +15,7 @@ from ingest_streams import encoded, picture
 from PIL import Image
 
 from server.ingest import camera as camera_module
+from server.ingest.camera import CameraProcess
 from server.ingest.slots import Slots
 from server.ingest.source import AccessUnit, Reason, SourceError, StreamInfo
 from server.ingest.wire import DecodeErrorKind, EventKind
@@ -198,18 +199,21 @@ def test_an_unsupported_codec_is_a_reason_not_a_crash() -> None:
 
 
 def test_overload_skips_to_a_keyframe_and_tells() -> None:
-    harness = Harness(fixed(FakeSource(LIVE, units())))
-    decoder_busy = harness.process._letterboxer.write
     slow = {"left": 3}
 
-    def write(frame, out):  # type: ignore[no-untyped-def]
-        if slow["left"] > 0:
-            slow["left"] -= 1
-            time.sleep(0.1)
-        return decoder_busy(frame, out)
+    def overload(process: CameraProcess) -> None:
+        decoder_busy = process._letterboxer.write
 
-    harness.process._letterboxer.write = write  # type: ignore[method-assign]
-    harness.process._intake._max_units = 5
+        def write(frame, out):  # type: ignore[no-untyped-def]
+            if slow["left"] > 0:
+                slow["left"] -= 1
+                time.sleep(0.1)
+            return decoder_busy(frame, out)
+
+        process._letterboxer.write = write  # type: ignore[method-assign]
+        process._intake._max_units = 5
+
+    harness = Harness(fixed(FakeSource(LIVE, units())), prepare=overload)
     harness.until_seen(40)
     harness.stop()
     drops = harness.drops()
