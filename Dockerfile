@@ -1,8 +1,8 @@
 # Two images from one file:
 #   docker build --target cpu  -t yolov9-server .          OpenVINO on x86 or ARM CPUs, no torch inside
 #   docker build --target cuda -t yolov9-server:cuda .     PyTorch on an NVIDIA GPU (--engine torch)
-# Run: docker run --rm -p 8080:8080 -e YOLOV9_TOKEN=... -v yolov9-data:/data -v ./models:/models:ro \
-#        yolov9-server --model /models/my-model
+# Run: docker run --rm -p 8080:8080 -e YOLOV9_TOKEN=... -v yolov9-data:/data yolov9-server
+# with a model of your own: -v ./models:/models:ro ... yolov9-server --model /models/my-model
 # Every RUN line below is a command that .ci/base runs outside of Docker.
 
 FROM python:3.11-slim-bookworm AS source

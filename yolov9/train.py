@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 
 from yolov9.data import DataError
+from yolov9.data.inputs import read_inputs, spread
 from yolov9.engines.base import EngineError
 from yolov9.engines.cpu import cpu_flags
 from yolov9.engines.torch import TorchEngine
@@ -38,7 +39,7 @@ from yolov9.training.corpus import Corpus, open_corpus
 from yolov9.training.journal import RESULTS
 from yolov9.training.loader import EpochSampler, Examples, make_loader
 from yolov9.training.loop import Loop, Outcome, Plan, TrainingError, identity
-from yolov9.training.recipe import Recipe, RecipeError, read_recipe
+from yolov9.training.recipe import AUTO, Recipe, RecipeError, fitting_recipe, read_recipe
 from yolov9.training.samples import Pictures
 from yolov9.training.sheets import draw_curves, draw_examples, draw_labels
 from yolov9.training.state import BEST, LAST, STATE, StateError
@@ -52,12 +53,14 @@ _USER_ERRORS = (
 )  # fmt: skip
 _RUN = "run.json"
 _MODEL = "yolov9-t"
+_CHECKED = 4
+"""Validation pictures on which the bundle's graph is run beside the model."""
 Say = Callable[[str], None]
 
 
 def train(given: argparse.Namespace) -> Path:
     """The whole run, -> its folder."""
-    recipe = (read_recipe(given.recipe) if given.recipe else Recipe()).changed(given.set)
+    chosen = None if given.recipe == AUTO else read_recipe(given.recipe).changed(given.set)
     precision = given.precision or _precision(given.device)
     fabric = Fabric(
         accelerator={"cuda": "gpu"}.get(given.device, given.device), devices=given.devices, num_nodes=given.nodes,
@@ -75,6 +78,7 @@ def train(given: argparse.Namespace) -> Path:
         given.data, classes=given.classes, renamed=dict(given.rename), without=given.without, validation=given.val,
         say=say,
     )  # fmt: skip
+    recipe = chosen or _fitting(given, len(corpus.samples), say)
     model = _model(given, corpus.names, say)
     if given.freeze:
         say(f"frozen: {', '.join(freeze(model, given.freeze))}")
@@ -100,7 +104,7 @@ def train(given: argparse.Namespace) -> Path:
         names=corpus.names, data=[str(d) for d in given.data], data_sha256=corpus.fingerprint,
         pictures=len(pictures), recipe=recipe,
         epochs=given.epochs, batch=batch * fabric.world_size, size=given.imgsz, seed=given.seed,
-        weights=str(given.weights), freeze=given.freeze,
+        weights=given.weights and str(given.weights), freeze=given.freeze,
     )  # fmt: skip
     plan = Plan(folder, given.epochs, batch, given.imgsz, recipe, given.seed, given.patience, given.val_every, run)
     judge = None if corpus.validation is None or not main else _Judge(corpus, given.imgsz)
@@ -115,6 +119,12 @@ def train(given: argparse.Namespace) -> Path:
     if main:
         _conclude(folder, outcome, corpus, given, say)
     return folder
+
+
+def _fitting(given: argparse.Namespace, pictures: int, say: Say) -> Recipe:
+    name = fitting_recipe(pictures, given.epochs)
+    say(f"recipe: {name} ({pictures:,} pictures, {given.epochs} epochs; --recipe takes another)")
+    return read_recipe(name).changed(given.set)
 
 
 def _model(given: argparse.Namespace, names: dict[int, str], say: Say) -> Detector:
@@ -164,19 +174,42 @@ def _conclude(folder: Path, outcome: Outcome, corpus: Corpus, given: argparse.Na
 
     best = folder / (BEST if (folder / BEST).is_file() else LAST)
     model = load(best)
-    lineage: dict[str, Any] = {"run": json.loads((folder / _RUN).read_text()), "epochs": outcome.epochs}
+    lineage = {**_story(json.loads((folder / _RUN).read_text())), "epochs": outcome.epochs}
+    real = []
     if corpus.validation is not None:
+        some = spread([item.image for item in corpus.validation.items], _CHECKED)
+        real = [(path.name, pixels) for path in some for pixels in read_inputs([path], given.imgsz, say)]
         report = _Judge(corpus, given.imgsz).report(model)
         say(report.table())
         report.write(folder / "val")
         lineage["metrics"] = report.metrics
     try:
         bundle = export(
-            model, folder / "bundle", name=folder.resolve().name, input_size=given.imgsz, lineage=lineage, say=say
-        )
+            model, folder / "bundle", name=folder.resolve().name, input_size=given.imgsz, real=real, lineage=lineage,
+            say=say,
+        )  # fmt: skip
     except ExportError as error:
         raise TrainingError(f"the weights are in {best}, but no bundle was written: {error}") from error
     say(f"weights: {best}\nbundle: {bundle.path} (python -m server --model {bundle.path})")
+
+
+def _story(run: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle tells of the run: no paths and no command line, since bundles travel."""
+    named = {"data": [Path(d).name for d in run["data"]], "weights": run["weights"] and Path(run["weights"]).name}
+    kept = (
+        "model",
+        "data_sha256",
+        "pictures",
+        "recipe",
+        "epochs",
+        "batch",
+        "size",
+        "seed",
+        "freeze",
+        "commit",
+        "torch",
+    )
+    return {"run": {key: run[key] for key in kept} | named}
 
 
 def _precision(device: str) -> Any:
@@ -187,11 +220,16 @@ def _precision(device: str) -> Any:
 
 
 def _commit() -> str | None:
+    """Of this code, where it runs from its repository; not of one that happens to hold an installed copy."""
+    here = Path(__file__)
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        for command in (["git", "ls-files", "--error-unmatch", here.name], ["git", "rev-parse", "HEAD"]):
+            done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
+            if done.returncode:
+                return None
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip()
 
 
 def _counter(what: str, main: bool) -> Any:
@@ -244,7 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--nodes", type=int, default=1)
     p.add_argument("--precision", help="32-true, bf16-mixed, 16-mixed; by default the fastest that is safe")
     p.add_argument(
-        "--recipe", metavar="NAME|FILE", help="small (for small data sets), or YAML with fields of the recipe"
+        "--recipe",
+        default=AUTO,
+        metavar="NAME|FILE",
+        help="coco (as published), small (for small data sets), YAML with fields of a recipe, or auto: by the pictures "
+        "and epochs (%(default)s)",
     )
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one field of the recipe")
     p.add_argument(

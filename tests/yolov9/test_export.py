@@ -142,6 +142,25 @@ def test_exporting_leaves_the_model_and_writes_a_loadable_bundle(tmp_path: Path)
         )
 
 
+def test_weights_rounded_to_half_are_the_same_model_in_every_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = every_block(["a"])
+    whole = export(model, tmp_path / "whole", input_size=64, check=False)
+    half = export(model, tmp_path / "half", input_size=64, half_weights=True)
+    assert half.files["model.safetensors"].bytes < 0.6 * whole.files["model.safetensors"].bytes
+    loaded = load(half.path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    difference = compare("the graph", *onnx_runner(half.onnx.read_bytes()), cases(loaded, 64))
+    assert difference.score < 1e-5
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert not torch.equal(loaded(images), model.eval()(images)), "nothing was rounded"
+    next(p for p in model.parameters() if p.ndim == 4).data[0] = 1e5
+    with pytest.raises(ExportError, match=r"half weights: model\..*weight holds numbers that are too large"):
+        export(model, tmp_path / "half", input_size=64, half_weights=True)
+    assert load(half.path), "the bundle that was there is intact"
+
+
 def test_the_command_writes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(every_block(["a", "b", "c"]), tmp_path / "w.safetensors")
     arguments = ["--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out"), "--imgsz", "96"]

@@ -15,7 +15,7 @@ from yolov9.data import DataError, open_dataset
 from yolov9.training.augment import PAD, Example, example, plain
 from yolov9.training.corpus import open_corpus
 from yolov9.training.loader import EpochSampler, Examples, collate, make_loader
-from yolov9.training.recipe import Augmentation, Recipe, RecipeError, read_recipe, recipe_names
+from yolov9.training.recipe import Augmentation, Recipe, RecipeError, fitting_recipe, read_recipe, recipe_names
 from yolov9.training.samples import Pictures, Sample, samples_of
 
 STILL = Augmentation(mosaic=0, mixup=0, copy_paste=0, hue=0, saturation=0, value=0, translate=0, scale=0, flip=0)
@@ -289,9 +289,17 @@ def test_the_fingerprint_of_the_data_moves_with_a_box(tmp_path: Path) -> None:
     assert open_corpus([data]).fingerprint != before
 
 
+@pytest.mark.parametrize(
+    ("pictures", "epochs", "name"),
+    [(205, 60, "small"), (118_287, 500, "coco"), (118_287, 5, "small"), (6_400, 100, "coco")],
+)
+def test_long_trainings_take_the_published_recipe(pictures: int, epochs: int, name: str) -> None:
+    assert fitting_recipe(pictures, epochs) == name
+
+
 def test_packaged_recipes_are_valid_and_found_by_name() -> None:
-    assert "small" in recipe_names()
-    for name in recipe_names():
-        assert read_recipe(name) != Recipe()
-    with pytest.raises(RecipeError, match="nowhere: neither a file nor one of small"):
+    assert recipe_names() == ["coco", "small"]
+    assert read_recipe("coco") == Recipe(), "the fields' defaults are the published recipe"
+    assert read_recipe("small").optimizer == "adamw"
+    with pytest.raises(RecipeError, match="nowhere: neither a file nor one of coco, small"):
         read_recipe("nowhere")

@@ -343,6 +343,9 @@ def test_eight_pictures_are_learnt_by_heart_and_the_bundle_is_ready(tmp_path: Pa
         "best.safetensors", "last.safetensors", "state.safetensors", "results.csv", "run.json", "val", "bundle",
     }  # fmt: skip
     assert yolov9.load(out / "bundle").names == {0: "square", 1: "bar"}
+    manifest = json.loads((out / "bundle" / "model.json").read_text())
+    assert (manifest["lineage"]["run"]["data"], manifest["lineage"]["run"]["model"]) == (["d"], "yolov9-t")
+    assert str(tmp_path) not in json.dumps(manifest), "bundles travel; paths of this machine do not"
     assert yolov9.load(out / "best.safetensors").name == "yolov9-t"
 
 

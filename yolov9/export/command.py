@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         bundle = export(
             model, given.out, name=given.name, input_size=given.imgsz, formats=formats, nms=nms, check=given.check,
-            real=real, engines=given.engines, lineage=lineage, say=say,
+            real=real, engines=given.engines, half_weights=given.half_weights, lineage=lineage, say=say,
         )  # fmt: skip
     except (BundleError, ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--imgsz", type=int, default=640, metavar="N",
                    help="long side of the pictures, a multiple of 32 (%(default)s)")  # fmt: skip
     p.add_argument("--name", help="name of the bundle (the folder's)")
+    p.add_argument("--half-weights", action="store_true",
+                   help="round the weights to half precision first, so that model.safetensors is half as large")  # fmt: skip
     p.add_argument("--nms", action="store_true", help="also an ONNX graph with non-maximum suppression, nms.onnx")
     p.add_argument("--conf", type=float, default=0.25, metavar="X", help="--nms: lowest confidence (%(default)s)")
     p.add_argument("--iou", type=float, default=0.7, metavar="X",

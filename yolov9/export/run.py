@@ -38,6 +38,7 @@ def export(
     check: bool = True,
     real: Sequence[tuple[str, checks.Images]] = (),
     engines: Path | None = None,
+    half_weights: bool = False,
     lineage: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Bundle:
@@ -46,8 +47,8 @@ def export(
     `name`: the bundle's, by default the folder's. `input_size`: long side of the pictures, a multiple of 32. `nms`:
     also a graph with suppression. `check`: run every file beside the model before anything is written, on drawn
     pictures and on `real` (name, (1, H, W, 3) RGB). `engines`: folder of TensorRT's engine, by default where it is
-    looked for.
-    `lineage`: what is known of the weights. `say` gets progress lines.
+    looked for. `half_weights`: round the weights to half precision first: model.safetensors is half as large, and all
+    files still hold the same model. `lineage`: what is known of the weights. `say` gets progress lines.
     Raises ExportError, BundleError, ValueError for an input size that cannot be, OSError from the disk.
     """
     input_shapes(input_size)
@@ -55,7 +56,8 @@ def export(
         tensorrt_here()
     target = Path(folder)
     slim = copy.deepcopy(model).cpu().float().eval().prune_auxiliary()
-    weights = to_bytes(slim)
+    weights = to_bytes(_rounded(slim) if half_weights else slim)
+    model = copy.deepcopy(slim.float()) if half_weights else model
     served = slim.fuse()
     cost = {"parameters": parameters(served), "gflops": round(gflops(served, input_size, input_size), 2)}
     say(f"{served.name}: {cost['parameters']:,} parameters fused, {cost['gflops']} GFLOPs at {input_size}x{input_size}")
@@ -84,6 +86,15 @@ def export(
     if "tensorrt" in formats:
         build_tensorrt(bundle, engines, say)
     return bundle
+
+
+def _rounded(model: Detector) -> Detector:
+    """In half precision. ExportError where that does not reach."""
+    model = model.half()
+    broken = next((key for key, value in model.state_dict().items() if not value.isfinite().all()), None)
+    if broken is not None:
+        raise ExportError(f"half weights: {broken} holds numbers that are too large for half precision")
+    return model
 
 
 def _more(
