@@ -28,6 +28,7 @@ from yolov9.engines.torch import TorchEngine
 from yolov9.evaluation.report import Report
 from yolov9.evaluation.results import EvaluationError
 from yolov9.geometry import input_shapes
+from yolov9.lineage import RUN, story_of
 from yolov9.nn.ablation import ablate, options
 from yolov9.nn.architecture import ArchitectureError
 from yolov9.nn.cost import parameters
@@ -51,7 +52,6 @@ _USER_ERRORS = (
     ArchitectureError, DataError, EvaluationError, ModelNotFound, RecipeError, StateError, TransferError, WeightsError,
     OSError, ValueError,
 )  # fmt: skip
-_RUN = "run.json"
 _MODEL = "yolov9-t"
 _CHECKED = 4
 """Validation pictures on which the bundle's graph is run beside the model."""
@@ -113,7 +113,7 @@ def train(given: argparse.Namespace) -> Path:
         at = loop.resume()
         say(f"resumed at epoch {at.epoch + 1}, batch {at.step + 1}")
     elif main:
-        (folder / _RUN).write_text(json.dumps({**json.loads(run), "commit": _commit(), "torch": str(torch.__version__),
+        (folder / RUN).write_text(json.dumps({**json.loads(run), "commit": _commit(), "torch": str(torch.__version__),
                                                "arguments": sys.argv[1:]}, indent=1))  # fmt: skip
     outcome = loop.run()
     if main:
@@ -174,7 +174,7 @@ def _conclude(folder: Path, outcome: Outcome, corpus: Corpus, given: argparse.Na
 
     best = folder / (BEST if (folder / BEST).is_file() else LAST)
     model = load(best)
-    lineage = {**_story(json.loads((folder / _RUN).read_text())), "epochs": outcome.epochs}
+    lineage = {**story_of(folder), "epochs": outcome.epochs}
     real = []
     if corpus.validation is not None:
         some = spread([item.image for item in corpus.validation.items], _CHECKED)
@@ -191,25 +191,6 @@ def _conclude(folder: Path, outcome: Outcome, corpus: Corpus, given: argparse.Na
     except ExportError as error:
         raise TrainingError(f"the weights are in {best}, but no bundle was written: {error}") from error
     say(f"weights: {best}\nbundle: {bundle.path} (python -m server --model {bundle.path})")
-
-
-def _story(run: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle tells of the run: no paths and no command line, since bundles travel."""
-    named = {"data": [Path(d).name for d in run["data"]], "weights": run["weights"] and Path(run["weights"]).name}
-    kept = (
-        "model",
-        "data_sha256",
-        "pictures",
-        "recipe",
-        "epochs",
-        "batch",
-        "size",
-        "seed",
-        "freeze",
-        "commit",
-        "torch",
-    )
-    return {"run": {key: run[key] for key in kept} | named}
 
 
 def _precision(device: str) -> Any:

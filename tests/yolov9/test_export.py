@@ -20,6 +20,7 @@ from yolov9.bundle import Bundle
 from yolov9.export import Difference, ExportError, ServingGraph, export, pictures, to_onnx
 from yolov9.export.check import Case, cases, compare, onnx_runner
 from yolov9.export.command import main
+from yolov9.lineage import lineage_of
 from yolov9.metadata import metadata
 from yolov9.nn.model import Detector, build
 from yolov9.weights import load, save
@@ -140,6 +141,23 @@ def test_exporting_leaves_the_model_and_writes_a_loadable_bundle(tmp_path: Path)
         assert torch.equal(loaded(images), model.eval()(images)), (
             "the auxiliary branch was pruned exactly, before fusing"
         )
+
+
+def test_weights_of_a_training_run_tell_their_story(tmp_path: Path) -> None:
+    recipe = {"optimizer": "sgd"}
+    run = {"data": ["/home/me/pets"], "weights": "/home/me/w.pt", "recipe": recipe, "arguments": ["--secret"]}
+    run |= dict.fromkeys(
+        ("model", "data_sha256", "pictures", "epochs", "batch", "size", "seed", "freeze", "commit", "torch"), 1
+    )
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "best.json").write_text(json.dumps({"epoch": 7, "figures": {"val/map": 0.5, "train/box": 1.0}}))
+    save(every_block(["a"]), tmp_path / "best.safetensors")
+    told = lineage_of(str(tmp_path / "best.safetensors"))
+    assert (told["epoch"], told["metrics"], told["run"]["recipe"]) == (7, {"map": 0.5}, recipe)
+    assert (told["run"]["data"], told["run"]["weights"]) == (["pets"], "w.pt")
+    assert "arguments" not in told["run"]
+    (tmp_path / "run.json").write_text("[]")
+    assert set(lineage_of(str(tmp_path / "best.safetensors"))) == {"weights", "weights_sha256"}, "not a run of ours"
 
 
 def test_weights_rounded_to_half_are_the_same_model_in_every_file(tmp_path: Path) -> None:

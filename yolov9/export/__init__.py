@@ -14,8 +14,8 @@ from yolov9.export.check import Difference, pictures
 from yolov9.export.errors import ExportError
 from yolov9.export.graph import ServingGraph, to_onnx
 from yolov9.export.run import FORMATS, Format, export
-from yolov9.export.source import lineage_of
 from yolov9.export.suppression import Suppression
+from yolov9.lineage import lineage_of
 
 __all__ = [
     "FORMATS",

@@ -13,9 +13,10 @@ from yolov9.commands import count, say
 from yolov9.data import DataError
 from yolov9.export.errors import ExportError
 from yolov9.export.run import FORMATS, Format, export, tensorrt_here
-from yolov9.export.source import lineage_of, real_pictures
+from yolov9.export.source import real_pictures
 from yolov9.export.suppression import Suppression
 from yolov9.geometry import input_shapes
+from yolov9.lineage import lineage_of
 from yolov9.weights import WeightsError, load
 
 
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
                    help="long side of the pictures, a multiple of 32 (%(default)s)")  # fmt: skip
     p.add_argument("--name", help="name of the bundle (the folder's)")
     p.add_argument("--half-weights", action="store_true",
-                   help="round the weights to half precision first, so that model.safetensors is half as large")  # fmt: skip
+                   help="round the weights to half precision first: a smaller model.safetensors")  # fmt: skip
     p.add_argument("--nms", action="store_true", help="also an ONNX graph with non-maximum suppression, nms.onnx")
     p.add_argument("--conf", type=float, default=0.25, metavar="X", help="--nms: lowest confidence (%(default)s)")
     p.add_argument("--iou", type=float, default=0.7, metavar="X",
