@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov9 import packaged
-from yolov9.commands import count, say
+from yolov9.commands import count, say, share
 from yolov9.data import DataError, Dataset, find_source, open_dataset
 from yolov9.engines import ENGINES, EngineError
 from yolov9.evaluation.results import EvaluationError
@@ -80,11 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share(given: str) -> float:
-    try:
-        value = float(given)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{given!r} is not a number") from None
-    if not 0 < value < 1:
+    """Between 0 and 1, which are nothing and all."""
+    value = share(given)
+    if value in (0, 1):
         raise argparse.ArgumentTypeError(f"{given} is not between 0 and 1")
     return value
 

@@ -160,7 +160,7 @@ def test_a_lost_worker_gives_its_batches_back_and_prepares_its_shapes_anew() -> 
     assert [request.frames[0].slot for request in world.sent] == [1, 2]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["door", "file", "answer", "fail", "wait", "remove", "down", "up"]), max_size=60))
 def test_every_frame_comes_back_exactly_once_whatever_happens(steps: list[str]) -> None:
     world = World(max_batch=2)

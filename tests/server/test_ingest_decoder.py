@@ -286,7 +286,7 @@ def test_a_codec_without_a_decoder_is_refused(codec: str) -> None:
 fates = st.sampled_from(["whole"] * 8 + ["damaged", "lost", "cut", "empty", "anew", "drained"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(["p", "b", "hevc-cra"]), st.sampled_from([1, 2]), st.lists(fates, min_size=40, max_size=40))
 def test_whatever_comes_each_unit_has_one_verdict(coding: str, threads: int, course: list[str]) -> None:
     decoder = Decoder(StreamInfo(codec_of(coding)), threads=threads)

@@ -60,7 +60,7 @@ def packetized(random: Random, codec: str, units: list[list[bytes]], markers: bo
 
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 @pytest.mark.parametrize("markers", [True, False])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**63), loss=st.sampled_from([0.0, 0.05, 0.2]))
 def test_same_nal_units_or_flagged(codec: str, markers: bool, seed: int, loss: float) -> None:
     """Through sequencer and depacketiser with loss, duplicates and reordering: a unit is exactly what was sent, or

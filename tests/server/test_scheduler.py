@@ -215,7 +215,7 @@ CAMERAS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     cameras=st.lists(CAMERAS, min_size=1, max_size=8),
     max_batch=st.integers(1, 5),
@@ -312,7 +312,7 @@ def test_a_shape_that_compiles_is_passed_over_and_comes_first_then_without_credi
 # With little load, earliest deadline first.
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rounds=st.lists(
         st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.001, 0.4), min_size=1), min_size=1, max_size=6
@@ -578,4 +578,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=50)

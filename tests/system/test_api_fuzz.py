@@ -61,7 +61,7 @@ schema = schemathesis.openapi.from_dict(create_app(FakeRuntime(), ServerSettings
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_no_500_and_nothing_undocumented(case: Any, address: str) -> None:
     response = case.call(base_url=address, timeout=20)
     if response.text == "Invalid HTTP request received.":

@@ -281,7 +281,7 @@ def test_the_header_agrees_with_the_onnx_package():
     assert not header.external_data
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_graphs_are_refused_or_read_but_never_crash(data):
     model = bytearray(colour_model())

@@ -651,7 +651,7 @@ SEED = pickled(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.binary(min_size=0, max_size=3)), min_size=1, max_size=6))
 def test_any_damage_to_a_pickle_is_an_error_of_ours(changes: list[tuple[int, bytes]]) -> None:
     content = SEED
@@ -663,7 +663,7 @@ def test_any_damage_to_a_pickle_is_an_error_of_ours(changes: list[tuple[int, byt
         pass
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_damage_to_an_archive_is_an_error_of_ours(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -107,7 +107,7 @@ def test_a_score_on_the_threshold_counts_and_of_equal_classes_the_first():
     assert not found[0, 1:].any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.01, 0.9), st.floats(0.05, 0.95), st.integers(1, 60))
 def test_any_limits(seed, confidence, iou, limit):
     chosen = Suppression(float(np.float32(confidence)), float(np.float32(iou)), limit)

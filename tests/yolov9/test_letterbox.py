@@ -109,7 +109,7 @@ def test_every_pixel_is_written_and_the_border_is_grey(width, height):
     assert (out[border] == PAD_VALUE).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 400), st.integers(2, 400), st.sampled_from(["yuv420p", "yuvj422p", "nv12", "rgb24", "gray"]))
 def test_any_size_and_format_keeps_a_plain_colour(width, height, pixel_format):
     values = {"rgb24": [77], "gray": [77], "yuvj422p": [77, 128, 128]}.get(pixel_format, [82, 128, 128])

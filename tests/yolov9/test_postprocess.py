@@ -51,7 +51,7 @@ def by_loop(pred, confidence, limit_iou, thresholds, limit, multi_label):
     return kept[:limit]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**32 - 1), st.integers(0, 400), st.integers(1, 5), st.floats(0.05, 0.95), st.floats(0.0, 0.9),
     st.booleans(), st.booleans(), st.integers(1, 300),

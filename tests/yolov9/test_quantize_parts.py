@@ -42,7 +42,7 @@ class TestRanges:
         histogram.add(np.linspace(-2, 2, 10_001, dtype=np.float32))
         assert histogram.threshold() == pytest.approx(2, rel=0.02)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), st.integers(0, 100))
     def test_the_threshold_is_within_the_values_whatever_comes_first(self, sizes: list[float], seed: int) -> None:
         random = np.random.default_rng(seed)

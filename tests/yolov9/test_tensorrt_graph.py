@@ -320,7 +320,7 @@ limits_of_a_picture = st.builds(
 
 
 class TestSuppression:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         seed=st.integers(0, 2**32 - 1), anchors=st.integers(1, 24), rounds=st.sampled_from([2, 8]),
         limits=st.lists(limits_of_a_picture, min_size=1, max_size=3),

@@ -80,14 +80,14 @@ def check(made: Example, size: int) -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_boxes_stay_on_their_objects_in_mosaics(seed: int) -> None:
     how = STILL.model_copy(update={"mosaic": 1.0, "translate": 0.1, "scale": 0.5, "flip": 0.5, "flip_vertical": 0.5})
     check(example(Drawn(6, 128, seed), 0, 128, how, np.random.default_rng(seed)), 128)
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_boxes_stay_on_their_objects_in_single_pictures(seed: int) -> None:
     how = STILL.model_copy(update={"translate": 0.2, "scale": 0.5, "flip": 0.5})
     check(example(Drawn(2, 128, seed), 1, 128, how, np.random.default_rng(seed)), 128)

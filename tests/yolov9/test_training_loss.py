@@ -95,7 +95,7 @@ def _as_dict(found: Assignment) -> dict[tuple[int, int], tuple[int, float]]:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ciou_is_the_formula(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     a, b = (torch.rand(20, 4, generator=g, dtype=torch.float64) * 50 for _ in range(2))  # slivers, too: in double
@@ -108,7 +108,7 @@ def test_ciou_is_the_formula(seed: int) -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 4), st.integers(0, 25))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_assigns_what_brute_force_does(seed: int, images: int, classes: int, count: int) -> None:
     case = _case(seed, images, classes, count)
     found, wanted = _as_dict(assign(*case)), _brute_assign(*case)
