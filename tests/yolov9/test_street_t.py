@@ -63,7 +63,7 @@ def test_weights_and_graph_are_one_model(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_it_sees_who_is_in_the_street(bundle: Bundle, precision: str) -> None:
-    """Ten seconds of a crossing with cars and people, small ones, which it was not trained on."""
+    """Ten seconds of a street, which it was not trained on."""
     engine = choose(bundle, "openvino", precision).engine
     try:
         look = Predictor(engine, bundle.names, bundle.input_size, confidence=0.25)
