@@ -8,14 +8,34 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.streams import NETWORK_SCHEMES
+
 ENVIRONMENT_PREFIX = "YOLOV9_"
+
+
+def _split_at_commas(value: object) -> object:
+    return [part for piece in value.split(",") if (part := piece.strip())] if isinstance(value, str) else value
+
+
+def _networks(value: object) -> object:
+    """ValueError with ipaddress's own words: `10.0.0.1/8 has host bits set`."""
+    pieces = _split_at_commas(value)
+    return [ipaddress.ip_network(n) if isinstance(n, str) else n for n in pieces] if isinstance(pieces, list) else value
+
+
+CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
+Networks = Annotated[list[InstanceOf[IPv4Network] | InstanceOf[IPv6Network]], NoDecode, BeforeValidator(_networks)]
+NO_SOURCES = [ipaddress.ip_network(text) for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")]
+"""Link-local addresses and the metadata services of clouds, which give credentials to whoever asks."""
 
 
 class SettingsError(ValueError):
@@ -74,11 +94,27 @@ class ServerSettings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged to stderr.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
+    source_schemes: CommaSeparated = Field(
+        list(NETWORK_SCHEMES), description="Addresses of streams may begin with these. In the environment: with commas."
+    )
+    allow_networks: Networks | None = Field(
+        None, description="Cameras may be in these networks only (CIDR, with commas in the environment); null: in all."
+    )
+    deny_networks: Networks = Field(
+        NO_SOURCES, description="No camera may be in these networks (CIDR), even if allow_networks names them."
+    )
 
     @field_validator("media", mode="before")
     @classmethod
     def _split_folders(cls, value: object) -> object:
         return [folder for folder in value.split(os.pathsep) if folder] if isinstance(value, str) else value
+
+    @field_validator("source_schemes")
+    @classmethod
+    def _known_schemes(cls, value: list[str]) -> list[str]:
+        if unknown := sorted(set(value) - set(NETWORK_SCHEMES)):
+            raise ValueError(f"{', '.join(unknown)}: not among {', '.join(NETWORK_SCHEMES)}")
+        return value
 
     @field_validator("token")
     @classmethod
@@ -180,8 +216,7 @@ def commented_yaml() -> str:
     ]
     for name, field in ServerSettings.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        plain = str(default) if isinstance(default, Path) else default
-        shown = yaml.safe_dump({name: plain}, default_flow_style=False, sort_keys=False).strip()
+        shown = yaml.safe_dump({name: to_jsonable_python(default)}, default_flow_style=False, sort_keys=False).strip()
         lines += ["", f"# {field.description}", *_choices(field.annotation), shown]
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ def test_folders_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().media == [Path("/a"), Path("/b c")]
 
 
+def test_lists_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLOV9_ALLOW_NETWORKS", "10.0.0.0/8, fd00::/8")
+    monkeypatch.setenv("YOLOV9_SOURCE_SCHEMES", "rtsp,rtsps")
+    settings = load_settings()
+    assert settings.allow_networks == [IPv4Network("10.0.0.0/8"), IPv6Network("fd00::/8")]
+    assert settings.source_schemes == ["rtsp", "rtsps"]
+
+
+def test_metadata_services_are_no_cameras() -> None:
+    denied = load_settings().deny_networks
+    for service in ("169.254.169.254", "fd00:ec2::254", "fe80::1"):
+        assert any(ip_address(service) in network for network in denied), service
+
+
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("YOLOV9_TOKEN", "")
     assert load_settings().token is None
@@ -87,6 +102,10 @@ def test_unknown_names_are_named(tmp_path: Path, text: str) -> None:
         ("backoff_initial_s: 40", "backoff_initial_s: must not be above backoff_max_s"),
         (f"token: '{SECRET} x'", "token: must be of printable ASCII"),
         (f"token: [{SECRET}]", "token: "),
+        ("allow_networks: [10.0.0.1/8]", "allow_networks: 10.0.0.1/8 has host bits set"),
+        ("deny_networks: [cameras]", "deny_networks: 'cameras' does not appear to be an IPv4 or IPv6 network"),
+        ("deny_networks: [7.5]", "deny_networks"),
+        ("source_schemes: [rtsp, gopher]", "source_schemes: gopher: not among rtsp"),
     ],
 )
 def test_what_is_wrong_is_said_without_secrets(tmp_path: Path, text: str, message: str) -> None:
