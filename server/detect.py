@@ -18,9 +18,9 @@ from server.batching.dispatcher import Dispatcher, Job, Outcome
 from server.batching.scheduler import Policy, Waiting
 from server.delivery.ports import InvalidField, Unavailable
 from server.inference.protocol import Frame
+from server.models.model import Model
 from server.results import Detection
 from server.shm import Arena
-from server.stream import Model
 from yolov9.geometry import input_shape
 from yolov9.images import ImageError, read_image
 from yolov9.letterbox import Letterboxer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from server.inference.protocol import Frame
 from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
 from server.ledger import Ledger
 from server.metrics import StreamCounters
+from server.models.model import Model, class_thresholds
 from server.results import Result, State
 from server.streams import LedgerView, StreamDefinition, StreamStatus
 from yolov9.geometry import input_shape
@@ -49,16 +50,6 @@ class Defaults:
     confidence: float = 0.25
     iou: float = 0.7
     max_staleness_ms: float = 500.0
-
-
-@dataclass(slots=True)
-class Model:
-    """What results say of the model that made them. Replaced as a whole at activation."""
-
-    name: str
-    generation: int
-    names: dict[int, str]
-    input_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,29 +316,3 @@ class Stream:
                 "received_at": None if newest is None else outcomes.timestamp(newest.received_unix),
             }
         )
-
-
-def class_thresholds(
-    names: dict[int, str],
-    confidence: float,
-    classes: Sequence[str] | None = None,
-    class_confidence: Mapping[str, float] | None = None,
-) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
-    """float32[nc], 2.0 for a class that is not wanted; None if one confidence holds for all.
-
-    ValueError `FIELD: ...` for a class that the model does not have.
-    """
-    if classes is None and not class_confidence:
-        return None
-    known = {name: class_id for class_id, name in names.items()}
-    chosen = class_confidence or {}
-    for field, asked in (("classes", classes or ()), ("class_confidence", chosen)):
-        for name in asked:
-            if name not in known:
-                raise ValueError(f"{field}: the model has no class {name!r}")
-    wanted = known if classes is None else set(classes)
-    thresholds = np.full(max(names) + 1, 2.0, np.float32)
-    for name, class_id in known.items():
-        if name in wanted:
-            thresholds[class_id] = chosen.get(name, confidence)
-    return thresholds

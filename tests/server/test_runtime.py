@@ -91,7 +91,7 @@ class House:
 
     @property
     def worker(self) -> FakeWorker:
-        worker: Any = self.runtime._worker
+        worker: Any = self.runtime.engine.worker
         return worker  # type: ignore[no-any-return]
 
     async def add(self, stream_id: str = "door", **fields: Any) -> Any:
@@ -168,7 +168,7 @@ async def test_a_stream_that_cannot_be_opened_leaves_nothing_behind(house: House
         await house.add()
     assert await house.store.load() == []
     assert dict(house.runtime.streams) == {}
-    assert "door" not in house.runtime.dispatcher._scheduler._streams
+    assert "door" not in house.runtime.engine.dispatcher._scheduler._streams
     house.cameras.fails = False
     await house.add()
     assert list(house.runtime.streams) == ["door"]
@@ -204,7 +204,7 @@ async def test_a_slot_is_not_given_on_while_a_thread_still_writes_to_it(
     monkeypatch.setattr(detect_module, "read_image", slow)
     picture = io.BytesIO()
     Image.new("RGB", (64, 48)).save(picture, "PNG")
-    desk = house.runtime._desk
+    desk = house.runtime.engine.desk
     free = desk._free.qsize()
     request = asyncio.ensure_future(house.runtime.detect(picture.getvalue()))
     await asyncio.to_thread(began.wait, 10)

@@ -12,7 +12,8 @@ from server.batching.scheduler import Scheduler
 from server.inference.protocol import Done, Hello, Infer
 from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
 from server.metrics import Metrics
-from server.stream import Defaults, House, Model, Stream
+from server.models.model import Model
+from server.stream import Defaults, House, Stream
 from server.streams import StreamDefinition, StreamPatch
 
 NAMES = {0: "person", 1: "car", 2: "dog"}
