@@ -110,26 +110,35 @@ class Runtime:
     # Pictures.
 
     async def snapshot(
-        self, stream_id: str, *, annotate: bool = False, max_width: int | None = None, quality: int = 85
+        self,
+        stream_id: str,
+        *,
+        seq: int | None = None,
+        annotate: bool = False,
+        max_width: int | None = None,
+        quality: int = 85,
     ) -> bytes:
         stream = self.roster.get(stream_id)
         # The camera keeps the newest detected frame; under way to it, a newer one may take its place.
-        for _ in range(_SNAPSHOT_TRIES):
+        for _ in range(_SNAPSHOT_TRIES if seq is None else 1):
             boxes: list[tuple[float, float, float, float, str]] = []
-            seq = None
+            wanted = seq
             if annotate:
-                last = next((r for r in stream.recent(10) if r["status"] == "ok"), None)
+                results = (r for r in stream.recent(10) if r["status"] == "ok" and seq in (None, r["seq"]))
+                last = next(results, None)
                 if last is None:
-                    raise NoPicture(f"stream {stream_id!r} has no detected frame yet")
-                seq, boxes = last["seq"], [_box(d) for d in last["detections"]]
-            request = EncodeRequest(id=next(self._requests), seq=seq, boxes=boxes, quality=quality, max_width=max_width)
+                    raise NoPicture(f"stream {stream_id!r} has no such detected frame")
+                wanted, boxes = last["seq"], [_box(d) for d in last["detections"]]
+            request = EncodeRequest(
+                id=next(self._requests), seq=wanted, boxes=boxes, quality=quality, max_width=max_width
+            )
             try:
                 jpeg = await stream.camera.encode(request)
             except (TimeoutError, ConnectionError):
                 break
             if jpeg:
                 return jpeg
-        raise NoPicture(f"stream {stream_id!r} has no picture now (state {stream.state})")
+        raise NoPicture(f"stream {stream_id!r} has no such picture now (state {stream.state})")
 
     async def detect(
         self,

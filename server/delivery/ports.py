@@ -111,9 +111,16 @@ class RuntimePort(Protocol):
 
     async def probe(self, definition: StreamDefinition) -> ProbeReport: ...
     async def snapshot(
-        self, stream_id: str, *, annotate: bool = False, max_width: int | None = None, quality: int = 85
+        self,
+        stream_id: str,
+        *,
+        seq: int | None = None,
+        annotate: bool = False,
+        max_width: int | None = None,
+        quality: int = 85,
     ) -> bytes:
-        """JPEG of the newest frame; annotated: of the newest frame that has a result. NoPicture."""
+        """JPEG of the frame `seq`, while the camera's process keeps it; None: of the newest frame, annotated: of the
+        newest one that has a result. NoPicture."""
         ...
 
     async def detect(

@@ -97,6 +97,8 @@ class FakeRuntime:
         self.queue_depth = 0
         self.jpeg: bytes | None = JPEG
         self.snapshots: list[tuple[str, bool, int | None, int]] = []
+        self.asked: list[int | None] = []
+        """`seq` of each snapshot."""
         self.detected: list[tuple[bytes, float | None, float | None, list[str] | None]] = []
         self._seq = itertools.count(1)
 
@@ -144,9 +146,16 @@ class FakeRuntime:
         return FakeProbe()
 
     async def snapshot(
-        self, stream_id: str, *, annotate: bool = False, max_width: int | None = None, quality: int = 85
+        self,
+        stream_id: str,
+        *,
+        seq: int | None = None,
+        annotate: bool = False,
+        max_width: int | None = None,
+        quality: int = 85,
     ) -> bytes:
         self._fail()
+        self.asked.append(seq)
         self.snapshots.append((stream_id, annotate, max_width, quality))
         if self.jpeg is None:
             raise NoPicture("no picture yet")
