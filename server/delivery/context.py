@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from server.delivery.feeds import Feeds
 from server.delivery.pictures import Pictures
 from server.delivery.ports import NoCapacity, RuntimePort, StreamHandle, StreamNotFound
 from server.settings import ServerSettings
@@ -26,6 +27,7 @@ class Context:
         self.runtime = runtime
         self.settings = settings
         self.pictures = Pictures(runtime)
+        self.feeds = Feeds(runtime, self.pictures)
         self.stopping = asyncio.Event()
         """Set when the server ends: endless answers end."""
         self.detects = asyncio.Semaphore(DETECTS_AT_ONCE)
@@ -46,7 +48,7 @@ class Context:
 
     @contextmanager
     def client(self, kind: str) -> Iterator[None]:
-        """Counts a subscriber (websocket, sse, mjpeg) while it is there."""
+        """Counts a subscriber (websocket, sse, mjpeg, live) while it is there."""
         self._clients += 1
         self.runtime.metrics.client_changed(kind, 1)
         try:

@@ -20,6 +20,8 @@ class Picture(NamedTuple):
     annotate: bool
     max_width: int | None
     quality: int
+    seq: int | None = None
+    """A frame that the camera's process still keeps; None: the newest."""
 
 
 class Pictures:
@@ -28,7 +30,7 @@ class Pictures:
         self._pending: dict[Picture, asyncio.Task[bytes]] = {}
 
     async def get(self, picture: Picture) -> bytes:
-        """The newest frame as JPEG. NoPicture, StreamNotFound; Unavailable if the camera's process does not answer."""
+        """The frame as JPEG. NoPicture, StreamNotFound; Unavailable if the camera's process does not answer."""
         task = self._pending.get(picture)
         if task is None:
             task = self._pending[picture] = asyncio.create_task(self._take(picture))
@@ -39,7 +41,11 @@ class Pictures:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 return await self._runtime.snapshot(
-                    picture.stream, annotate=picture.annotate, max_width=picture.max_width, quality=picture.quality
+                    picture.stream,
+                    seq=picture.seq,
+                    annotate=picture.annotate,
+                    max_width=picture.max_width,
+                    quality=picture.quality,
                 )
         except TimeoutError:
             raise Unavailable("The camera's process gave no picture in time.", retry_after_s=1) from None

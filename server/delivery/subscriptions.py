@@ -72,13 +72,13 @@ async def serve_websocket(
 async def _run(websocket: WebSocket, context: Context, subscriber: Subscriber) -> None:
     protocol: PushProtocol | None = websocket.scope.get("extensions", {}).get(EXTENSION)
     sender = _Through(context, subscriber, websocket) if protocol is None else _Past(context, subscriber, protocol)
-    incoming = asyncio.create_task(_ignore_incoming(websocket))
+    incoming = asyncio.create_task(ignore_incoming(websocket))
     outgoing = asyncio.create_task(sender.run())
     try:
         await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
         closing = incoming.result() if incoming.done() else subscriber.closing
         if closing is not None:
-            await _close(websocket, protocol, closing)
+            await close_websocket(websocket, protocol, closing)
     finally:
         if protocol is not None:
             protocol.on_writable = None
@@ -181,7 +181,7 @@ class _Through:
                 self._wake()
                 await self._send_all()
         except (WebSocketDisconnect, RuntimeError, TimeoutError):
-            return  # the client has gone or is too slow, or `_ignore_incoming` is closing
+            return  # the client has gone or is too slow, or `ignore_incoming` is closing
 
     def _wake(self) -> None:
         self._woken.set()
@@ -198,7 +198,7 @@ class _Through:
                 metrics.observe_delivery(hub.clock() - encoded.published_at)
 
 
-async def _ignore_incoming(websocket: WebSocket) -> Closing | None:
+async def ignore_incoming(websocket: WebSocket) -> Closing | None:
     """Clients have nothing to say. Until they go (None) or say too much."""
     began, count = time.monotonic(), 0
     while True:
@@ -213,7 +213,7 @@ async def _ignore_incoming(websocket: WebSocket) -> Closing | None:
             return Closing(_POLICY_VIOLATION, "this is a one-way connection")
 
 
-async def _close(websocket: WebSocket, protocol: PushProtocol | None, closing: Closing) -> None:
+async def close_websocket(websocket: WebSocket, protocol: PushProtocol | None, closing: Closing) -> None:
     """The close frame waits for room in the transport; a client that does not read is cut off."""
     try:
         async with asyncio.timeout(_CLOSE_S):

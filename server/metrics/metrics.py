@@ -78,7 +78,7 @@ class Metrics:
         self._detections: dict[str, dict[str, int]] = {}
         self._inference_errors: dict[str, int] = {}
         self._swaps = {"ok": 0, "failed": 0}
-        self._clients = {"websocket": 0, "sse": 0, "mjpeg": 0}
+        self._clients = {"websocket": 0, "sse": 0, "mjpeg": 0, "live": 0}
         self._messages_dropped = {"slow_client": 0}
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -125,7 +125,7 @@ class Metrics:
         self._swaps["ok" if ok else "failed"] += 1
 
     def client_changed(self, kind: str, change: int) -> None:
-        """A client of `kind` (websocket, sse, mjpeg) has come (+1) or gone (-1)."""
+        """A client of `kind` (websocket, sse, mjpeg, live) has come (+1) or gone (-1)."""
         self._clients[kind] += change
 
     def messages_dropped(self, reason: str, count: int = 1) -> None:
@@ -209,7 +209,8 @@ class Metrics:
             family("yolov9_model_swaps_total", "counter", "Model changes at run time.", by("result", self._swaps)),
             family("yolov9_websocket_clients", "gauge", "WebSocket subscribers now.",
                    [("", self._clients["websocket"])]),
-            family("yolov9_http_clients", "gauge", "Subscribers over HTTP now.", by("kind", others)),
+            family("yolov9_http_clients", "gauge", "Subscribers over HTTP, and viewers of pictures, now.",
+                   by("kind", others)),
             family("yolov9_websocket_messages_dropped_total", "counter", "Messages that subscribers did not get.",
                    by("reason", self._messages_dropped)),
         ]  # fmt: skip
