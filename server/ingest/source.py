@@ -19,6 +19,8 @@ class Reason(enum.StrEnum):
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
     """The name does not resolve, or there is no route."""
+    FORBIDDEN = "forbidden"
+    """Its address is in a network where the server's settings allow no camera."""
     TIMEOUT = "timeout"
     """No answer while opening."""
     STALLED = "stalled"

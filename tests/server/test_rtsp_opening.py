@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rtsp_script import KEY, Answer, Peer, Request, ScriptedServer, camera, next_unit, rtp, status
 
-from server.ingest.rtsp import sockets
+from server.ingest import network
 from server.ingest.rtsp.source import RtspSource
 from server.ingest.source import Reason, SourceError
 
@@ -164,13 +164,13 @@ def test_a_name_that_does_not_resolve() -> None:
 def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
-    def lookup(address: object, flags: int = 0) -> list[tuple[int, object]]:
+    def lookup(host: str, port: int, kind: object, flags: int = 0) -> list[tuple[int, object]]:
         if flags:
             raise socket.gaierror(socket.EAI_NONAME, "not a number")
         released.wait(10)
         return []
 
-    monkeypatch.setattr(sockets, "_lookup", lookup)
+    monkeypatch.setattr(network, "_lookup", lookup)
     started = time.monotonic()
     with pytest.raises(SourceError) as caught:
         RtspSource("rtsp://slow.example/x", open_timeout_s=0.3).open()

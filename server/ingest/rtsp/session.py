@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from server.ingest.network import ANYWHERE, Networks
 from server.ingest.rtsp.address import Address, parse_address
 from server.ingest.rtsp.auth import Authenticator
 from server.ingest.rtsp.client import DEFAULT_SESSION_TIMEOUT_S, RtspClient
@@ -70,6 +71,7 @@ class Options:
     transport: str
     """tcp | udp | auto"""
     tls_verify: bool
+    networks: Networks = ANYWHERE
 
     def __repr__(self) -> str:
         return f"Options(transport={self.transport!r})"
@@ -85,7 +87,7 @@ def start(options: Options, deadline: float) -> Session:
         # A password is for the camera that it was given for, wherever that may send us.
         known = address.host == first_host
         authenticator = Authenticator(username if known else None, password if known else None)
-        client = RtspClient(connect(address, deadline, options.tls_verify), authenticator)
+        client = RtspClient(connect(address, deadline, options.tls_verify, options.networks), authenticator)
         try:
             outcome = _converse(client, address, options.transport, deadline)
         except BaseException:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import queue
 import socket
 import ssl
 import struct
-import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from server.ingest import network
+from server.ingest.network import ANYWHERE, Networks, tls_context
 from server.ingest.rtsp.address import Address
-from server.ingest.source import Reason, SourceError
 
 READ_BYTES = 64 * 1024
 DATAGRAM_BUFFER_BYTES = 4 << 20
@@ -182,80 +181,11 @@ class Datagrams:
         self.rtcp.close()
 
 
-def connect(address: Address, deadline: float, tls_verify: bool) -> StreamSocket:
-    """Connect to the first address of the host that answers, until `deadline` (monotonic). Raises SourceError."""
-    candidates = _resolve(address, deadline)
-    failure: SourceError | None = None
-    for index, (family, target) in enumerate(candidates):
-        share = (deadline - time.monotonic()) / (len(candidates) - index)
-        if share <= 0:
-            break
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(share)
-            sock.connect(target)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if address.tls:
-                sock.settimeout(max(0.001, deadline - time.monotonic()))
-                return StreamSocket(_tls_context(tls_verify).wrap_socket(sock, server_hostname=address.host))
-            return StreamSocket(sock)
-        except OSError as error:
-            sock.close()
-            failure = failure or _connect_error(address, error)
-    raise failure or SourceError(Reason.TIMEOUT, f"{address} does not answer")
-
-
-def _connect_error(address: Address, error: OSError) -> SourceError:
-    if isinstance(error, TimeoutError):
-        return SourceError(Reason.TIMEOUT, f"{address} does not answer")
-    if isinstance(error, ConnectionRefusedError):
-        return SourceError(Reason.REFUSED, f"{address} refuses the connection")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return SourceError(Reason.PROTOCOL, f"the certificate of {address} is not valid: {error.verify_message}")
-    if isinstance(error, ssl.SSLError):
-        return SourceError(Reason.PROTOCOL, f"{address} does not speak TLS that we understand ({error.reason})")
-    if isinstance(error, ConnectionError):
-        return SourceError(Reason.REFUSED, f"{address} closed the connection at once")
-    return SourceError(Reason.UNREACHABLE, f"{address} cannot be reached: {error.strerror or error}")
-
-
-def _resolve(address: Address, deadline: float) -> list[tuple[int, Any]]:
-    """(family, socket address) of each address of the host."""
-    try:
-        return _lookup(address, socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        pass
-    # The resolver knows no time-out of ours, so it works in a thread that may be left behind.
-    answer: queue.SimpleQueue[list[tuple[int, Any]] | OSError] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            answer.put(_lookup(address))
-        except (OSError, UnicodeError) as error:
-            answer.put(error if isinstance(error, OSError) else OSError("not a host name"))
-
-    threading.Thread(target=look_up, name="rtsp-resolve", daemon=True).start()
-    try:
-        found = answer.get(timeout=max(0.001, deadline - time.monotonic()))
-    except queue.Empty:
-        raise SourceError(Reason.UNREACHABLE, f"the name {address.host} did not resolve in time") from None
-    if isinstance(found, OSError):
-        why = found.strerror or str(found)
-        raise SourceError(Reason.UNREACHABLE, f"the name {address.host} does not resolve: {why}") from None
-    return found
-
-
-def _lookup(address: Address, flags: int = 0) -> list[tuple[int, Any]]:
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=flags)
-    return [(family, target) for family, _, _, _, target in found]
-
-
-def _tls_context(verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+def connect(address: Address, deadline: float, tls_verify: bool, networks: Networks = ANYWHERE) -> StreamSocket:
+    """Connect to the first permitted address of the host that answers, until `deadline` (monotonic). Raises
+    SourceError."""
+    tls = tls_context(tls_verify) if address.tls else None
+    return StreamSocket(network.connect(address.host, address.port, deadline, networks, tls))
 
 
 def _bind_pair(family: socket.AddressFamily, local: str) -> tuple[socket.socket, socket.socket]:

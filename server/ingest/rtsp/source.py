@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 
+from server.ingest.network import ANYWHERE, Networks
 from server.ingest.rtsp.assembly import UnsupportedPacket
 from server.ingest.rtsp.bits import SequenceInfo, h264_sequence, h265_sequence
 from server.ingest.rtsp.messages import Interleaved
@@ -41,8 +42,9 @@ class RtspSource:
         open_timeout_s: float = 5.0,
         read_timeout_s: float = 5.0,
         tls_verify: bool = False,
+        networks: Networks = ANYWHERE,
     ) -> None:
-        self._options = Options(url, username, password, transport, tls_verify)
+        self._options = Options(url, username, password, transport, tls_verify, networks)
         self._open_timeout_s = open_timeout_s
         self._read_timeout_s = read_timeout_s
         self._session: Session | None = None
