@@ -14,8 +14,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from pydantic import ValidationError
@@ -146,17 +146,20 @@ async def _serve(settings: ServerSettings, bundle: Bundle, streams: dict[str, st
     from server.runtime import Runtime
     from server.store import Store, StoreError
 
-    config = WorkerConfig(
-        bundle=str(bundle.path),
-        engine=settings.engine,
-        precision=settings.precision,
-        threads=settings.threads,
-        max_batch=settings.max_batch,
-        cache_dir=str(settings.data / "engines"),
-    )
+    def worker(bundle: Bundle, **callbacks: Any) -> Worker:
+        config = WorkerConfig(
+            bundle=str(bundle.path),
+            engine=settings.engine,
+            precision=settings.precision,
+            threads=settings.threads,
+            max_batch=settings.max_batch,
+            cache_dir=str(settings.data / "engines"),
+        )
+        return Worker(config, **callbacks)
+
     try:
         store = Store(settings.data / "streams.sqlite")
-        runtime = Runtime(settings, bundle, store, metrics=Metrics(), worker_factory=partial(Worker, config))
+        runtime = Runtime(settings, bundle, store, metrics=Metrics(), worker_factory=worker)
         await runtime.start()
     except (StoreError, OSError) as error:
         log.error("cannot start: %s", error)

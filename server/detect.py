@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from server import outcome as outcomes
-from server.batching.dispatcher import Dispatcher, Job, Outcome
+from server.batching.dispatcher import Dispatcher, Outcome
 from server.batching.scheduler import Policy, Waiting
 from server.delivery.ports import InvalidField, Unavailable
 from server.inference.protocol import Frame
-from server.models.model import Model
+from server.models.model import Model, class_thresholds
 from server.results import Detection
 from server.shm import Arena
 from yolov9.geometry import input_shape
@@ -31,9 +31,25 @@ SLOTS = 8
 DEADLINE_S = 5.0
 
 
-class _Answer(NamedTuple):
+class Detected(NamedTuple):
+    """What was found in an image."""
+
+    width: int
+    height: int
     detections: list[Detection]
     latency_ms: dict[str, float]
+    model: str
+    model_generation: int
+
+
+class _Request(NamedTuple):
+    slot: int
+    width: int
+    height: int
+    confidence: float
+    iou: float
+    classes: Sequence[str] | None
+    answer: asyncio.Future[Detected]
 
 
 class DetectDesk:
@@ -56,13 +72,13 @@ class DetectDesk:
         for slot in range(arena.slots):
             self._free.put_nowait(slot)
         self._seq = itertools.count(1)
-        self._waiting: dict[int, tuple[int, asyncio.Future[_Answer]]] = {}
+        self._waiting: dict[int, _Request] = {}
         dispatcher.configure(STREAM, Policy(weight=1.0, max_staleness_s=float("inf"), fifo=True))
 
     async def detect(
-        self, image: bytes, confidence: float, iou: float, thresholds: bytes | None = None
-    ) -> tuple[int, int, list[Detection], dict[str, float]]:
-        """(width, height, detections, latency_ms). InvalidField: not a picture. Unavailable: no answer in time."""
+        self, image: bytes, confidence: float, iou: float, classes: Sequence[str] | None = None
+    ) -> Detected:
+        """InvalidField: not a picture. Unavailable: no answer in time."""
         began = self._clock()
         try:
             slot = await asyncio.wait_for(self._free.get(), DEADLINE_S)
@@ -79,15 +95,11 @@ class DetectDesk:
             # A thread cannot be cancelled: as long as it writes, the slot is its own.
             writing.add_done_callback(lambda _: self._free.put_nowait(slot))
             raise
-        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[seq] = (slot, future)
-        frame = Frame(self._arena_id, slot, pixels[1], pixels[0], confidence, iou, thresholds)
-        self._dispatcher.offer(
-            Waiting(STREAM, seq, (height, width), began, self._clock(), Job(self, frame), began + DEADLINE_S)
-        )
+        future: asyncio.Future[Detected] = asyncio.get_running_loop().create_future()
+        self._waiting[seq] = _Request(slot, pixels[1], pixels[0], confidence, iou, classes, future)
+        self._dispatcher.offer(Waiting(STREAM, seq, (height, width), began, self._clock(), self, began + DEADLINE_S))
         self._dispatcher.pump()
-        answer = await future
-        return pixels[1], pixels[0], answer.detections, answer.latency_ms
+        return await future
 
     def _write(self, image: bytes, slot: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """In a thread: decode and letterbox into the slot -> (height, width) of the picture and of the input."""
@@ -99,13 +111,24 @@ class DetectDesk:
 
     # From the dispatcher.
 
+    def frame(self, waiting: Waiting, model: Model) -> Frame:
+        request, classes = self._waiting[waiting.seq], None
+        if request.classes is not None:
+            known = set(model.names.values())
+            classes = class_thresholds(model.names, request.confidence, [c for c in request.classes if c in known])
+        return Frame(
+            self._arena_id, request.slot, request.width, request.height, request.confidence, request.iou,
+            None if classes is None else classes.tobytes(),
+        )  # fmt: skip
+
     def dropped(self, frame: Waiting, reason: str) -> None:
-        future = self._close(frame.seq)
+        future = self._close(frame.seq).answer
         if not future.done():
             future.set_exception(Unavailable("the engine did not get to the image in time", retry_after_s=1))
 
     def done(self, frame: Waiting, outcome: Outcome) -> None:
-        future = self._close(frame.seq)
+        request = self._close(frame.seq)
+        future = request.answer
         if future.done():  # the client has gone
             return
         if outcome.error is not None:
@@ -119,10 +142,12 @@ class DetectDesk:
             "postprocess": now - outcome.finished_at,
             "total": now - frame.arrived_at,
         }
-        found = outcomes.detections(outcome.detections, self._model().names)
-        future.set_result(_Answer(found, {stage: round(s * 1e3, 3) for stage, s in stages.items()}))
+        found = outcomes.detections(outcome.detections, outcome.model.names)
+        latency_ms = {stage: round(s * 1e3, 3) for stage, s in stages.items()}
+        model = outcome.model
+        future.set_result(Detected(request.width, request.height, found, latency_ms, model.name, model.generation))
 
-    def _close(self, seq: int) -> asyncio.Future[_Answer]:
-        slot, future = self._waiting.pop(seq)
-        self._free.put_nowait(slot)
-        return future
+    def _close(self, seq: int) -> _Request:
+        request = self._waiting.pop(seq)
+        self._free.put_nowait(request.slot)
+        return request

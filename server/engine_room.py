@@ -18,15 +18,14 @@ from server.batching.dispatcher import Dispatcher
 from server.batching.scheduler import Scheduler
 from server.delivery.ports import InvalidField
 from server.detect import SLOTS as DETECT_SLOTS
-from server.detect import DetectDesk
-from server.inference.client import Worker
+from server.detect import DetectDesk, Detected
 from server.inference.protocol import Done, Hello
 from server.metrics import Metrics
-from server.models.model import Model, class_thresholds
-from server.results import Detection
+from server.models.deployment import Deployment, Listener, WorkerFactory
+from server.models.model import Model, missing_classes
 from server.settings import ServerSettings
 from server.shm import Arena, slot_bytes
-from yolov9.bundle import Bundle
+from yolov9.bundle import MAX_INPUT_SIZE, Bundle
 from yolov9.geometry import input_shape
 
 log = logging.getLogger("yolov9.runtime")
@@ -61,58 +60,103 @@ class EngineRoom:
         self,
         settings: ServerSettings,
         bundle: Bundle,
+        name: str,
         *,
         metrics: Metrics,
-        make_worker: Callable[..., Worker],
+        make_worker: WorkerFactory,
         clock: Callable[[], float],
     ) -> None:
+        """`name`: what results call the bundle's model."""
         self._settings = settings
-        self._bundle = bundle
         self._metrics = metrics
         self._make_worker = make_worker
         self._clock = clock
-        self.model = Model(bundle.name, 1, bundle.names, bundle.input_size)
-        self._hello: Hello | None = None  # what the worker said of itself
-        self._arenas = itertools.count(1)
+        self._arenas: dict[int, Arena] = {}
+        self._arena_ids = itertools.count(1)
+        self.live = Deployment(bundle, _model(bundle, name, 1), make_worker, self)
+        """To which new batches go."""
+        self._others: list[Deployment] = []
+        """On trial, or draining."""
 
     # Life.
 
     def start(self) -> None:
         """Returns without waiting for the worker. OSError if there is no memory or descriptor for the desk."""
-        self.worker = self._make_worker(
-            on_done=self._on_done, on_prepared=self._on_prepared, on_up=self._on_up, on_down=self._on_down
-        )
         scheduler = Scheduler(max_batch=1, max_delay_s=self._settings.max_delay_ms / 1e3)
         self.dispatcher = Dispatcher(
             scheduler,
-            self.worker,
+            self.live.line,
             clock=self._clock,
             loop=asyncio.get_running_loop(),
             on_batch=self._metrics.observe_batch,
         )
-        self.worker.start()
+        self.live.worker.start()
         arena_id = self.new_arena_id()
-        self._desk_arena = Arena.create("yolov9-detect", DETECT_SLOTS, slot_bytes(self.model.input_size))
+        self._desk_arena = Arena.create("yolov9-detect", DETECT_SLOTS, slot_bytes(MAX_INPUT_SIZE))
         self.attach(arena_id, self._desk_arena)
         self.desk = DetectDesk(self.dispatcher, self._desk_arena, arena_id, lambda: self.model, self._clock)
 
     async def stop(self) -> None:
         """Batches that are out are answered as `stopped`."""
-        await self.worker.stop()
+        await asyncio.gather(*(deployment.worker.stop() for deployment in (self.live, *self._others)))
         self.dispatcher.close()
         self._desk_arena.close()
+
+    @property
+    def model(self) -> Model:
+        """The one to which new batches go."""
+        return self.live.model
+
+    # One model takes the place of another.
+
+    def deploy(self, bundle: Bundle, name: str, listener: Listener) -> Deployment:
+        """Start a worker for the bundle beside those that run. It knows every arena, and no frame goes to it."""
+        model = _model(bundle, name, self.model.generation + 1)
+        deployment = Deployment(bundle, model, self._make_worker, listener)
+        self._others.append(deployment)
+        for arena_id, arena in self._arenas.items():
+            deployment.worker.attach(arena_id, arena)
+        deployment.worker.start()
+        return deployment
+
+    def activate(self, deployment: Deployment) -> Deployment:
+        """New batches go to this one, which is up and has been tried; returns the one that has to be drained, and then
+        to be ended."""
+        self._others.remove(deployment)
+        old, self.live = self.live, deployment
+        self._others.append(old)
+        deployment.listener = self
+        self.dispatcher.switch(deployment.line)
+        return old
+
+    def trim(self) -> None:
+        """Give back memory that only a model of a larger input needed."""
+        for arena in self._arenas.values():
+            arena.trim(slot_bytes(self.model.input_size))
+
+    async def end(self, deployment: Deployment) -> None:
+        """End the worker of a deployment that is not live, and forget it."""
+        if deployment.line is self.dispatcher.old_line:
+            self.dispatcher.retire()
+        await deployment.worker.stop()
+        if deployment in self._others:
+            self._others.remove(deployment)
 
     # Arenas.
 
     def new_arena_id(self) -> int:
-        return next(self._arenas)
+        return next(self._arena_ids)
 
     def attach(self, arena_id: int, arena: Arena) -> None:
         """Let the engine read an arena. It must stay open until `detach`."""
-        self.worker.attach(arena_id, arena)
+        self._arenas[arena_id] = arena
+        for deployment in (self.live, *self._others):
+            deployment.worker.attach(arena_id, arena)
 
     def detach(self, arena_id: int) -> None:
-        self.worker.detach(arena_id)
+        self._arenas.pop(arena_id, None)
+        for deployment in (self.live, *self._others):
+            deployment.worker.detach(arena_id)
 
     # Single pictures.
 
@@ -123,52 +167,53 @@ class EngineRoom:
         confidence: float | None = None,
         iou: float | None = None,
         classes: list[str] | None = None,
-    ) -> tuple[int, int, list[Detection], dict[str, float]]:
+    ) -> Detected:
         """See `delivery.ports.RuntimePort.detect`."""
-        lowest = self._settings.confidence if confidence is None else confidence
-        try:
-            thresholds = class_thresholds(self.model.names, lowest, classes)
-        except ValueError as error:
-            raise InvalidField("classes", str(error).partition(": ")[2]) from None
+        if missing := missing_classes(self.model.names, classes, None):
+            raise InvalidField("classes", f"the model has no class {missing[0]!r}")
         return await self.desk.detect(
             image,
-            lowest,
+            self._settings.confidence if confidence is None else confidence,
             self._settings.iou if iou is None else iou,
-            None if thresholds is None else thresholds.tobytes(),
+            classes,
         )
 
-    # What the worker says.
+    # What the workers say.
 
-    def _on_up(self, hello: Hello) -> None:
-        self._hello = hello
-        log.info("engine=%s precision=%s device=%s %s", hello.engine, hello.precision, hello.device, hello.why)
-        self.dispatcher.on_up(hello)
+    def on_up(self, deployment: Deployment, hello: Hello) -> None:
+        log.info(
+            "model=%s engine=%s precision=%s device=%s %s", deployment.model.name, hello.engine, hello.precision,
+            hello.device, hello.why,
+        )  # fmt: skip
+        self.dispatcher.on_up(deployment.line, hello)
 
-    def _on_down(self, reason: str) -> None:  # the worker has logged it
-        self.dispatcher.on_down()
+    def on_down(self, deployment: Deployment, reason: str) -> None:  # the worker has logged it
+        self.dispatcher.on_down(deployment.line)
+        if deployment.line is self.dispatcher.old_line:
+            self.dispatcher.retire()  # it need not come back
 
-    def _on_prepared(self, height: int, width: int, error: str | None) -> None:
+    def on_prepared(self, deployment: Deployment, height: int, width: int, error: str | None) -> None:
         if error is not None:
             log.error("shape %dx%d could not be prepared: %s", width, height, error)
-        self.dispatcher.on_prepared(height, width, error)
+        self.dispatcher.on_prepared(deployment.line, height, width, error)
 
-    def _on_done(self, done: Done, reason: str | None) -> None:
-        self.dispatcher.on_done(done, reason)
+    def on_done(self, deployment: Deployment, done: Done, reason: str | None) -> None:
+        self.dispatcher.on_done(deployment.line, done, reason)
 
     # For delivery.
 
     def readiness(self) -> tuple[bool, str]:
         failing = self.dispatcher.failing_since
         return Readiness(
-            worker_ready=self.worker.ready,
-            worker_reason=self.worker.reason,
+            worker_ready=self.live.worker.ready,
+            worker_reason=self.live.worker.reason,
             failing_s=None if failing is None else self._clock() - failing,
             unanswered_s=self.dispatcher.unanswered_s(),
         ).verdict()
 
     def view(self) -> Mapping[str, object]:
         """See `delivery.ports.RuntimePort.model`."""
-        hello, model = self._hello, self.model
+        hello, model = self.live.hello, self.model
         return {
             "name": model.name,
             "generation": model.generation,
@@ -176,8 +221,8 @@ class EngineRoom:
             "precision": hello.precision if hello else None,
             "device": hello.device if hello else None,
             "why": hello.why if hello else None,
-            "upgrade": msgspec.to_builtins(self.worker.upgrade),
-            "hash": self._bundle.hash,
+            "upgrade": msgspec.to_builtins(self.live.worker.upgrade),
+            "hash": self.live.bundle.hash,
             "input_size": model.input_size,
             "names": model.names,
         }
@@ -187,4 +232,8 @@ class EngineRoom:
         usual = self.dispatcher.usual_s(input_shape(self.model.input_size, width, height))
         if usual is None:
             return True  # nothing measured yet
-        return frames_per_s * usual <= (self._hello.parallel if self._hello else 1)
+        return frames_per_s * usual <= (self.live.hello.parallel if self.live.hello else 1)
+
+
+def _model(bundle: Bundle, name: str, generation: int) -> Model:
+    return Model(name, generation, bundle.names, bundle.input_size)

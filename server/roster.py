@@ -20,7 +20,7 @@ from server.engine_room import EngineRoom
 from server.ingest.supervisor import Camera, ProbeResult, probe
 from server.ingest.wire import CameraSettings
 from server.metrics import Metrics
-from server.models.model import class_thresholds
+from server.models.model import missing_classes
 from server.settings import ServerSettings
 from server.store import Store
 from server.stream import SLOTS, Defaults, House, Stream
@@ -67,7 +67,8 @@ class Roster:
         """Open the streams of the store. One that cannot be opened is logged and stays in the store."""
         for definition in await self._store.load():
             try:
-                self._open(definition, self._check(definition))
+                # The model may be another one than when it was added: what it lacks is seen in the status.
+                self._open(definition, self._check(definition, checked=definition))
             except (InvalidField, NoCapacity, OSError) as error:
                 log.error("stream=%s not restored: %s", definition.id, error, extra={"stream": definition.id})
 
@@ -107,7 +108,7 @@ class Roster:
             except ValidationError as error:
                 first = error.errors(include_input=False, include_url=False)[0]
                 raise InvalidField(".".join(map(str, first["loc"])) or "url", first["msg"]) from None
-            address = self._check(definition)
+            address = self._check(definition, checked=stream.definition)
             await self._store.put(definition)
             stream.define(definition)
             stream.camera.apply(self._camera_settings(definition, address))
@@ -153,8 +154,11 @@ class Roster:
     def _missing(stream_id: str) -> StreamNotFound:
         return StreamNotFound(f"there is no stream {stream_id!r}")
 
-    def _check(self, definition: StreamDefinition) -> str:
-        """What only the running server can judge: the address, the classes, the room. Returns the address to open."""
+    def _check(self, definition: StreamDefinition, checked: StreamDefinition | None = None) -> str:
+        """What only the running server can judge: the address, the classes, the room. Returns the address to open.
+
+        `checked`: classes that it names have been accepted before; a change of the model may have taken them away.
+        """
         try:
             address = media.resolve(definition.url, self._settings.media)
         except media.BadAddress as error:
@@ -162,17 +166,28 @@ class Roster:
         if (definition.every_frame or definition.loop) and not media.is_file(address):
             name = "every_frame" if definition.every_frame else "loop"
             raise InvalidField(name, "is for files only; a live camera cannot wait")
-        try:
-            class_thresholds(
-                self._engine.model.names, self._settings.confidence, definition.classes, definition.class_confidence
-            )
-        except ValueError as error:
-            where, _, why = str(error).partition(": ")
-            raise InvalidField(where, why) from None
+        self._check_classes(definition, checked)
         count = len(self.streams) + len(self._adding)
         if definition.id not in self.streams and count >= self._settings.max_streams:
             raise NoCapacity(f"the server serves {self._settings.max_streams} streams at most (max_streams)")
         return address
+
+    def _check_classes(self, definition: StreamDefinition, checked: StreamDefinition | None) -> None:
+        names = self._engine.model.names
+        for field in ("classes", "class_confidence"):
+            asked = getattr(definition, field)
+            missing = missing_classes(names, asked, None)
+            if missing and (checked is None or asked != getattr(checked, field)):
+                raise InvalidField(field, f"the model has no class {missing[0]!r}")
+
+    def resize(self, input_size: int) -> None:
+        """Cameras scale for another model from their next frame on."""
+        for stream in self.streams.values():
+            stream.camera.resize(input_size)
+
+    def scale_for(self, input_size: int) -> bool:
+        """Whether no camera can send a frame of another input size any more."""
+        return all(stream.scales_for(input_size) for stream in self.streams.values())
 
     def _open(self, definition: StreamDefinition, address: str) -> Stream:
         arena_id = self._engine.new_arena_id()
@@ -194,7 +209,7 @@ class Roster:
     async def _close(self, stream: Stream, drain_s: float = 0.0) -> None:
         """Stop the camera, give its frames `drain_s` to be answered, take the waiting ones back, close the ledger."""
         await stream.camera.stop(_DRAIN_S / 2)
-        if drain_s and self._engine.worker.ready:
+        if drain_s and self._engine.live.worker.ready:
             await stream.emptied(drain_s)
         stream.closing = True
         self._engine.dispatcher.remove(stream.id)

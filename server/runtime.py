@@ -16,11 +16,12 @@ from typing import Any
 
 from server.delivery.hub import Hub
 from server.delivery.ports import NoPicture
+from server.detect import Detected
 from server.engine_room import EngineRoom
-from server.inference.client import Worker
 from server.ingest.supervisor import Camera, ProbeResult
 from server.ingest.wire import EncodeRequest
 from server.metrics import Metrics, StreamCounters
+from server.models.deployment import WorkerFactory
 from server.results import Detection
 from server.roster import Roster
 from server.settings import ServerSettings
@@ -42,7 +43,7 @@ class Runtime:
         store: Store,
         *,
         metrics: Metrics,
-        worker_factory: Callable[..., Worker],
+        worker_factory: WorkerFactory,
         camera_factory: Callable[..., Camera] = Camera,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -56,7 +57,9 @@ class Runtime:
         self._requests = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.hub = Hub(settings.websocket_queue_messages, settings.websocket_queue_bytes, metrics=metrics, clock=clock)
-        self.engine = EngineRoom(settings, bundle, metrics=metrics, make_worker=worker_factory, clock=clock)
+        self.engine = EngineRoom(
+            settings, bundle, bundle.name, metrics=metrics, make_worker=worker_factory, clock=clock
+        )
 
     # Life.
 
@@ -147,7 +150,7 @@ class Runtime:
         confidence: float | None = None,
         iou: float | None = None,
         classes: list[str] | None = None,
-    ) -> tuple[int, int, list[Detection], dict[str, float]]:
+    ) -> Detected:
         return await self.engine.detect(image, confidence=confidence, iou=iou, classes=classes)
 
     # Health and numbers.

@@ -2,7 +2,8 @@
 
 An arena is one anonymous memfd, cut into slots of equal size. It lives in no file system, so a container's 64 MB
 `/dev/shm` does not bound it and nothing is left behind after `kill -9`. Its size is sealed: a process that goes wrong
-cannot shrink it and so crash the others with SIGBUS. Pages are only taken once they are written.
+cannot shrink it and so crash the others with SIGBUS. Pages are only taken once they are written: arenas are made for
+the largest input that any model may have, so that a change of the model needs no new ones.
 """
 
 from __future__ import annotations
@@ -62,6 +63,16 @@ class Arena:
         if self._memory is None:
             raise ValueError("the arena is closed")
         return np.ndarray((height, width, 3), np.uint8, buffer=self._memory, offset=slot * self.slot_bytes)
+
+    def trim(self, slot_bytes: int) -> None:
+        """Give back the pages of each slot behind its first `slot_bytes` bytes: nobody writes there any more."""
+        if self._memory is None:
+            return
+        memory: mmap.mmap = self._memory.obj  # type: ignore[assignment]
+        begin = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        for slot in range(self.slots):
+            if begin < self.slot_bytes:
+                memory.madvise(mmap.MADV_REMOVE, slot * self.slot_bytes + begin, self.slot_bytes - begin)
 
     def close(self) -> None:
         """Give the descriptor back, and the mapping as soon as no view is alive. May be called again."""

@@ -12,18 +12,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from server import outcome as outcomes
-from server.batching.dispatcher import Dispatcher, Job, Outcome
+from server.batching.dispatcher import Dispatcher, Outcome
 from server.batching.scheduler import Policy, Waiting
 from server.inference.protocol import Frame
 from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
 from server.ledger import Ledger
 from server.metrics import StreamCounters
-from server.models.model import Model, class_thresholds
+from server.models.model import Model, class_thresholds, missing_classes
 from server.results import Result, State
 from server.streams import LedgerView, StreamDefinition, StreamStatus
 from yolov9.geometry import input_shape
@@ -50,6 +50,14 @@ class Defaults:
     confidence: float = 0.25
     iou: float = 0.7
     max_staleness_ms: float = 500.0
+
+
+class _Limits(NamedTuple):
+    """What is to be reported of a frame, as one model counts its classes."""
+
+    confidence: float
+    thresholds: bytes | None
+    """See `protocol.Frame.class_thresholds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class Stream:
         self._seen = StateChange(state="connecting")  # last state that described the source
         self._newest: Event | None = None
         self._shape: tuple[int, int] | None = None  # (height, width) of the newest input
+        self._input_size: int | None = None  # long side for which the camera's process scales now, as it says itself
         self.reconnects: dict[str, int] = {}
         self.decode_errors: dict[str, int] = {}
         self.changing = asyncio.Lock()
@@ -98,18 +107,12 @@ class Stream:
         return self.definition.id
 
     def define(self, definition: StreamDefinition) -> None:
-        """Take settings over; they hold from the next frame on. ValueError names a class that the model lacks."""
+        """Take settings over; they hold from the next frame that is sent to the engine."""
         defaults = self._house.defaults
-        confidence = definition.confidence if definition.confidence is not None else defaults.confidence
-        thresholds = class_thresholds(
-            self._house.model().names, confidence, definition.classes, definition.class_confidence
-        )
         self.definition = definition
-        if thresholds is not None:
-            confidence = float(thresholds[thresholds <= 1.0].min(initial=1.0))
-        self._confidence = confidence
+        self._limits: dict[int, _Limits] = {}  # by the generation of the model
+        self._confidence = definition.confidence if definition.confidence is not None else defaults.confidence
         self._iou = definition.iou if definition.iou is not None else defaults.iou
-        self._thresholds = None if thresholds is None else thresholds.tobytes()
         fifo = bool(definition.every_frame)
         staleness_ms = definition.max_staleness_ms or defaults.max_staleness_ms
         self._house.dispatcher.configure(
@@ -139,21 +142,15 @@ class Stream:
                     kind = DecodeErrorKind(event.reason).name.lower()
                     self.decode_errors[kind] = self.decode_errors.get(kind, 0) + event.count
                 case EventKind.HEARTBEAT:
-                    pass
+                    self._input_size = event.input_width or None
         if ready:
             self._house.dispatcher.pump()
 
     def _offer(self, event: Event) -> None:
         self._held[event.seq] = event
         self._empty.clear()
-        frame = Frame(
-            self.arena, event.slot, event.source_width, event.source_height, self._confidence, self._iou,
-            self._thresholds,
-        )  # fmt: skip
         shape = self._shape = (event.input_height, event.input_width)
-        self._house.dispatcher.offer(
-            Waiting(self.id, event.seq, shape, event.arrived_at, event.ready_at, Job(self, frame))
-        )
+        self._house.dispatcher.offer(Waiting(self.id, event.seq, shape, event.arrived_at, event.ready_at, self))
 
     def on_state(self, change: StateChange) -> None:
         """A change of state: to the log, to subscribers, into the status."""
@@ -182,10 +179,47 @@ class Stream:
 
     def on_lost(self) -> None:
         """The camera's process is gone and its last record has been applied. Whole pictures go their way."""
+        self._input_size = None
         entries = self.ledger_entries
         entries.drop_all("ingest", "process_lost", [seq for seq in entries.open_seqs() if seq not in self._held])
 
     # From the dispatcher.
+
+    def frame(self, waiting: Waiting, model: Model) -> Frame:
+        event, limits = self._held[waiting.seq], self._limits_for(model)
+        return Frame(
+            self.arena, event.slot, event.source_width, event.source_height, limits.confidence, self._iou,
+            limits.thresholds,
+        )  # fmt: skip
+
+    def _limits_for(self, model: Model) -> _Limits:
+        """What the model lacks is left out: `status` says so."""
+        known = self._limits.get(model.generation)
+        if known is not None:
+            return known
+        definition = self.definition
+        lacking = set(self.missing_classes(model))
+        classes = None if definition.classes is None else [c for c in definition.classes if c not in lacking]
+        chosen = {c: x for c, x in (definition.class_confidence or {}).items() if c not in lacking}
+        thresholds = class_thresholds(model.names, self._confidence, classes, chosen)
+        confidence = self._confidence
+        if thresholds is not None:
+            confidence = float(thresholds[thresholds <= 1.0].min(initial=1.0))
+        while len(self._limits) > 1:  # two at a time, while one model takes the place of another
+            del self._limits[min(self._limits)]
+        limits = self._limits[model.generation] = _Limits(
+            confidence, None if thresholds is None else thresholds.tobytes()
+        )
+        return limits
+
+    def scales_for(self, input_size: int) -> bool:
+        """Whether no frame of another input size can come from the camera any more. One told by `Camera.resize` says
+        with its heartbeat that it has heard."""
+        return not self.camera.alive or self._input_size == input_size
+
+    def missing_classes(self, model: Model) -> list[str]:
+        """Classes that this stream asks for and the model does not have."""
+        return missing_classes(model.names, self.definition.classes, self.definition.class_confidence)
 
     def dropped(self, frame: Waiting, reason: str) -> None:
         event = self._release(frame.seq)
@@ -204,7 +238,7 @@ class Stream:
         self.camera.free(event.slot, event.seq, not failed)
         if self.closing:
             return
-        model = house.model()
+        model = outcome.model
         message = outcomes.result(
             self.id, event, outcome, names=model.names, model=model.name, generation=model.generation,
             sent_at=house.clock(), sent_unix=house.wall_clock(),
@@ -301,6 +335,7 @@ class Stream:
                 "codec": seen.codec,
                 "width": last["width"] if last else seen.width,
                 "height": last["height"] if last else seen.height,
+                "missing_classes": self.missing_classes(self._house.model()),
                 "input_width": None if self._shape is None else self._shape[1],
                 "input_height": None if self._shape is None else self._shape[0],
                 "fps": seen.fps,

@@ -276,6 +276,9 @@ class StreamStatus(BaseModel):
     transport: str | None = None
     decoder: str | None = None
     client: str | None = None
+    missing_classes: list[str] = Field(
+        default_factory=list, description="Classes that the stream asks for and the model does not have."
+    )
     reconnects: int = 0
     received_at: str | None = Field(None, description="Wall clock of the newest frame.")
 

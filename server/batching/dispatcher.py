@@ -1,7 +1,11 @@
-"""Frames from their owners to the worker and back: the scheduler chooses, the window says when, the worker runs.
+"""Frames from their owners to a worker and back: the scheduler chooses, the window says when, the worker runs.
 
 Owners (a stream, the desk of `POST /detect`) offer frames and get each one back exactly once, through `done` or
 `dropped`. Runs on the server's event loop; knows nothing of ledgers, clients or metrics.
+
+Which model a frame meets is settled when its batch is sent, not before: `switch` lets the next batch go to another
+line, while those under way end where they are. What cameras have already scaled for the old model's input size still
+goes to the old line, until `retire`.
 """
 
 from __future__ import annotations
@@ -10,25 +14,17 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from server.batching.scheduler import Policy, Scheduler, Waiting
-from server.batching.window import Window
+from server.batching.line import Line
+from server.batching.scheduler import Policy, Scheduler, Shape, Waiting
 from server.inference.protocol import Done, Frame, Hello, Infer
-
-Shape = tuple[int, int]
-
-
-class WorkerPort(Protocol):
-    """What the dispatcher needs of `server.inference.client.Worker`."""
-
-    @property
-    def ready(self) -> bool: ...
-    def prepare(self, height: int, width: int) -> None: ...
-    def infer(self, request: Infer) -> None: ...
+from server.models.model import Model
 
 
 class Outcome(NamedTuple):
     """What became of a frame that was sent to the engine."""
 
+    model: Model
+    """The one that it was sent to."""
     started_at: float
     finished_at: float
     detections: bytes
@@ -40,17 +36,14 @@ class Outcome(NamedTuple):
 
 
 class Owner(Protocol):
-    """Whoever offers frames."""
+    """Whoever offers frames: the payload of each `Waiting`."""
+
+    def frame(self, waiting: Waiting, model: Model) -> Frame:
+        """What the worker must know of the frame, now that it is sent to this model."""
+        ...
 
     def done(self, frame: Waiting, outcome: Outcome) -> None: ...
     def dropped(self, frame: Waiting, reason: str) -> None: ...
-
-
-class Job(NamedTuple):
-    """The payload of a waiting frame: whose it is, and what the worker must know of it."""
-
-    owner: Owner
-    frame: Frame
 
 
 class Dispatcher:
@@ -59,22 +52,19 @@ class Dispatcher:
     def __init__(
         self,
         scheduler: Scheduler,
-        worker: WorkerPort,
+        line: Line,
         *,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._scheduler = scheduler
-        self._worker = worker
+        self._line = line
+        self._old: Line | None = None
         self._clock = clock
         self._loop = loop
         self._on_batch = on_batch
-        self._window = Window()
-        self._batches: dict[int, list[Waiting]] = {}
         self._next_id = 1
-        self._prepared: set[Shape] = set()
-        self._asked: set[Shape] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._pumping = False
@@ -83,13 +73,23 @@ class Dispatcher:
         self._unanswered_since = 0.0
 
     @property
+    def line(self) -> Line:
+        """Where new batches go."""
+        return self._line
+
+    @property
+    def old_line(self) -> Line | None:
+        """What frames scaled for the model before still go to."""
+        return self._old
+
+    @property
     def waiting(self) -> int:
         return self._scheduler.waiting
 
     @property
     def in_engine(self) -> int:
-        """Frames sent to the worker and not answered yet."""
-        return sum(map(len, self._batches.values()))
+        """Frames sent to a worker and not answered yet."""
+        return sum(line.frames_out for line in self._lines())
 
     def unanswered_s(self) -> float:
         """For how long frames have been here without any of them being answered; 0 while there are none."""
@@ -97,11 +97,11 @@ class Dispatcher:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._scheduler.waiting or self._batches)
+        return bool(self._scheduler.waiting or self.in_engine)
 
     def usual_s(self, shape: Shape, batch: int = 1) -> float | None:
         """Usual inference time, seconds; None if not known yet."""
-        return self._window.usual_s((shape, batch))
+        return self._line.window.usual_s((shape, batch))
 
     def configure(self, stream: str, policy: Policy) -> None:
         self._scheduler.configure(stream, policy)
@@ -113,9 +113,7 @@ class Dispatcher:
 
     def want(self, shape: Shape) -> None:
         """Have a shape prepared, if it is not yet: frames of it are on their way."""
-        if shape not in self._asked:
-            self._asked.add(shape)
-            self._worker.prepare(*shape)
+        self._line_of(shape).want(shape)
 
     def offer(self, frame: Waiting) -> None:
         """Take a frame over. Call `pump` after the last of a burst."""
@@ -135,32 +133,79 @@ class Dispatcher:
             now = self._clock()
             for dropped in self._scheduler.expire(now):
                 self._give_back(dropped.frame, dropped.reason)
-            while self._worker.ready and self._window.opens_at() <= now:
-                batch = self._scheduler.take(now, self._prepared.__contains__)
-                if not batch:
-                    break
-                self._send(batch, now)
+            for line in self._lines():
+                while line.worker.ready and line.window.opens_at() <= now:
+                    batch = self._take(line, now)
+                    if not batch:
+                        break
+                    self._send(line, batch, now)
             self._set_timer(now)
         finally:
             self._pumping = False
 
-    def _send(self, batch: list[Waiting], now: float) -> None:
+    # Two lines.
+
+    def switch(self, line: Line) -> None:
+        """New batches go to `line`, which is up and has the shapes in use prepared. Not before the last one retired."""
+        assert self._old is None, "one switch at a time"
+        self._old, self._line = self._line, line
+        self.failing_since = None
+        self._unanswered_since = self._clock()
+        self.pump()
+
+    @property
+    def draining(self) -> bool:
+        """Whether there is an old line that still has frames, or that frames wait for."""
+        old = self._old
+        return old is not None and bool(old.batches or self._has_frames_for(old))
+
+    def retire(self) -> None:
+        """The old line is over: frames that come too late for it go to the new one, in their shape. Batches that are
+        out come back, as long as its worker answers for them."""
+        old, self._old = self._old, None
+        if old is not None:
+            for shape in self._scheduler.shapes():
+                self.want(shape)
+            self.pump()
+
+    def _lines(self) -> tuple[Line, ...]:
+        return (self._line,) if self._old is None else (self._old, self._line)
+
+    def _line_of(self, shape: Shape) -> Line:
+        old = self._old
+        if old is not None and old.made_for(shape) and not self._line.made_for(shape):
+            return old
+        return self._line
+
+    def _has_frames_for(self, line: Line) -> bool:
+        return any(self._line_of(shape) is line for shape in self._scheduler.shapes())
+
+    # Sending.
+
+    def _take(self, line: Line, now: float) -> list[Waiting]:
+        # An empty answer of the scheduler means that the engine is about to idle: an old line is not asked for nothing.
+        if line is self._old and not self._has_frames_for(line):
+            return []
+        self._scheduler.max_batch = line.max_batch
+        return self._scheduler.take(now, lambda shape: shape in line.prepared and self._line_of(shape) is line)
+
+    def _send(self, line: Line, batch: list[Waiting], now: float) -> None:
         batch_id = self._next_id
         self._next_id += 1
         shape = batch[0].shape
-        self._batches[batch_id] = batch
-        self._window.sent(batch_id, (shape, len(batch)), now)
+        line.batches[batch_id] = batch
+        line.window.sent(batch_id, (shape, len(batch)), now)
         self._on_batch(len(batch))
-        frames = [frame.payload.frame for frame in batch]
-        self._worker.infer(Infer(batch_id, shape[0], shape[1], frames))
+        frames = [frame.payload.frame(frame, line.model) for frame in batch]
+        line.worker.infer(Infer(batch_id, shape[0], shape[1], frames))
 
     def _set_timer(self, now: float) -> None:
         wake = self._scheduler.wake_at(now)
         at = float("inf") if wake is None else wake
-        if self._scheduler.waiting and self._worker.ready:
-            opens_at = self._window.opens_at()
-            if opens_at > now:
-                at = min(at, opens_at)
+        if self._scheduler.waiting:
+            for line in self._lines():
+                if line.worker.ready and (opens_at := line.window.opens_at()) > now:
+                    at = min(at, opens_at)
         if at == self._timer_at:
             return
         if self._timer is not None:
@@ -176,42 +221,35 @@ class Dispatcher:
         self.pump()
 
     def _give_back(self, frame: Waiting, reason: str) -> None:
-        frame.payload.owner.dropped(frame, reason)
+        frame.payload.dropped(frame, reason)
 
-    # What the worker says.
+    # What the workers say.
 
-    def on_up(self, hello: Hello) -> None:
+    def on_up(self, line: Line, hello: Hello) -> None:
         self._unanswered_since = self._clock()  # what waited for the engine to come is not its fault
-        self._window.parallel = hello.parallel
-        self._scheduler.max_batch = hello.max_batch
-        self._prepared.add((hello.height, hello.width))
-        self._asked.add((hello.height, hello.width))
+        line.on_up(hello)
         self.pump()
 
-    def on_prepared(self, height: int, width: int, error: str | None) -> None:
-        """A shape is ready; after an error it is asked for again with the next frame that needs it."""
+    def on_prepared(self, line: Line, height: int, width: int, error: str | None) -> None:
+        line.on_prepared((height, width), error)
         if error is None:
-            self._prepared.add((height, width))
             self.pump()
-        else:
-            self._asked.discard((height, width))
 
-    def on_down(self) -> None:
+    def on_down(self, line: Line) -> None:
         """The worker is gone (its batches have come back by `on_done` before) and will prepare its shapes anew."""
-        self._prepared.clear()
-        self._window.clear()
+        line.on_down()
         self.pump()
 
-    def on_done(self, done: Done, reason: str | None = None) -> None:
+    def on_done(self, line: Line, done: Done, reason: str | None = None) -> None:
         """An answer. `reason` overrides the code of a failed one (hung, worker_lost)."""
-        batch = self._batches.pop(done.id)
+        batch = line.batches.pop(done.id)
         now = self._clock()
         failed = done.error is not None
-        self._window.ended(done.id, done.started_at, done.finished_at, ok=not failed)
+        line.window.ended(done.id, done.started_at, done.finished_at, ok=not failed)
         self._unanswered_since = now
         if not failed:
             self.failing_since = None
-        elif self.failing_since is None:
+        elif self.failing_since is None and line is self._line:
             self.failing_since = now
         if not failed:
             # The engine is free, or soon: feed it before the results are encoded and sent.
@@ -219,8 +257,8 @@ class Dispatcher:
         code = (reason or "engine_error") if failed else None
         for index, frame in enumerate(batch):
             detections = b"" if failed else done.detections[index]
-            frame.payload.owner.done(
-                frame, Outcome(done.started_at, done.finished_at, detections, done.error, code, len(batch))
+            frame.payload.done(
+                frame, Outcome(line.model, done.started_at, done.finished_at, detections, done.error, code, len(batch))
             )
         self.pump()
 

@@ -162,6 +162,10 @@ class Scheduler:
         """Frames held: neither taken nor given back yet."""
         return self._frames + len(self._stale)
 
+    def shapes(self) -> list[Shape]:
+        """Of the frames that wait to be taken."""
+        return [shape for shape, lane in self._lanes.items() if lane.waiting]
+
     def configure(self, stream: str, policy: Policy) -> None:
         """Add a stream, or change how one is treated from now on; its waiting frames stay."""
         known = self._streams.get(stream)

@@ -31,6 +31,7 @@ class DetectAnswer(TypedDict):
     """Boxes are in pixels of the image."""
 
     model: str
+    model_generation: int
     width: int
     height: int
     latency_ms: ResultLatency
@@ -66,17 +67,16 @@ async def detect(
     try:
         image = await _body(request)
         names = [name for part in classes for name in part.split(",") if name] or None
-        width, height, detections, latency_ms = await context.runtime.detect(
-            image, confidence=confidence, iou=iou, classes=names
-        )
+        found = await context.runtime.detect(image, confidence=confidence, iou=iou, classes=names)
     finally:
         context.detects.release()
     answer = {
-        "model": context.runtime.model["name"],
-        "width": width,
-        "height": height,
-        "latency_ms": latency_ms,
-        "detections": detections,
+        "model": found.model,
+        "model_generation": found.model_generation,
+        "width": found.width,
+        "height": found.height,
+        "latency_ms": found.latency_ms,
+        "detections": found.detections,
     }
     return json_response(msgspec.json.encode(answer))
 

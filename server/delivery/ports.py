@@ -94,6 +94,23 @@ class ProbeReport(Protocol):
     """Whether the engine has room for another stream at this rate."""
 
 
+class DetectReport(Protocol):
+    """What was found in an image, and by which model."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def detections(self) -> list[Detection]: ...
+    @property
+    def latency_ms(self) -> dict[str, float]: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_generation(self) -> int: ...
+
+
 class RuntimePort(Protocol):
     hub: Hub
     metrics: Metrics
@@ -130,8 +147,8 @@ class RuntimePort(Protocol):
         confidence: float | None = None,
         iou: float | None = None,
         classes: list[str] | None = None,
-    ) -> tuple[int, int, list[Detection], dict[str, float]]:
-        """(width, height, detections, latency_ms). InvalidField('image'), Unavailable."""
+    ) -> DetectReport:
+        """InvalidField('image'), Unavailable."""
         ...
 
     def readiness(self) -> tuple[bool, str]:

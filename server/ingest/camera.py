@@ -248,7 +248,7 @@ class CameraProcess:
         now = time.monotonic()
         if now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
-            self._events.heartbeat(now)
+            self._events.heartbeat(now, self._settings.input_size)
 
     # The server's word: the control thread.
 
@@ -288,7 +288,10 @@ class CameraProcess:
     def _apply(self, settings: CameraSettings) -> None:
         if settings.max_fps != self._settings.max_fps:
             self._limiter = _limiter(settings)
+        resized = settings.input_size != self._settings.input_size
         self._settings = settings
+        if resized:
+            self._beat_at = 0.0  # a heartbeat, which tells the server, is due with the next frame
         self._receiver.apply(settings)
 
 

@@ -44,8 +44,9 @@ class EventPipe:
     def decode_error(self, kind: DecodeErrorKind, count: int) -> None:
         self.write(Event(EventKind.DECODE_ERROR, reason=kind, count=count))
 
-    def heartbeat(self, now: float) -> None:
-        self.write(Event(EventKind.HEARTBEAT, arrived_at=now))
+    def heartbeat(self, now: float, input_size: int) -> None:
+        """From the thread that writes READY: frames behind it in the pipe are scaled for `input_size`."""
+        self.write(Event(EventKind.HEARTBEAT, arrived_at=now, input_width=input_size))
 
 
 def frame_event(kind: EventKind, seq: int, unit: AccessUnit) -> Event:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from server.ingest.backoff import Backoff
 from server.ingest.link import ControlLink, EventPipe
 from server.ingest.nursery import CameraTask, ProbeTask
@@ -36,6 +38,7 @@ from server.ingest.wire import (
     unpack_image,
 )
 from server.shm import Arena, slot_bytes
+from yolov9.bundle import MAX_INPUT_SIZE
 
 log = logging.getLogger("yolov9.ingest")
 
@@ -68,7 +71,7 @@ class Camera:
         self._on_state = on_state
         self._on_lost = on_lost
         self._clock = clock
-        self.arena = Arena.create(f"yolov9-{settings.stream}", slots, slot_bytes(settings.input_size))
+        self.arena = Arena.create(f"yolov9-{settings.stream}", slots, slot_bytes(MAX_INPUT_SIZE))
         self.restarts = 0
         """Processes that were lost so far."""
         self._held: dict[int, int] = {}  # slot -> seq of frames that the server owns
@@ -83,6 +86,11 @@ class Camera:
     def pid(self) -> int | None:
         """Of the process, while there is one."""
         return None if self._life is None else self._life.process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process, or one is being started."""
+        return self._life is not None
 
     def start(self, next_seq: int) -> None:
         """Start the process; returns at once. Frames are numbered from `next_seq` on."""
@@ -102,6 +110,10 @@ class Camera:
         self._settings = settings
         if self._life is not None:
             self._life.control.send(pack_control(Control.SETTINGS, settings))
+
+    def resize(self, input_size: int) -> None:
+        """Scale for another model from the next frame on; the source is not opened anew."""
+        self.apply(msgspec.structs.replace(self._settings, input_size=input_size))
 
     async def encode(self, request: EncodeRequest) -> bytes:
         """A JPEG of a frame that the process still keeps; b"" if there is no such frame. `request.id` is unique.

@@ -33,7 +33,8 @@ class EventKind(enum.IntEnum):
     DROP = 2
     READY = 3
     HEARTBEAT = 4
-    """Once a second from the process's main loop, whatever the camera does: silence means a stopped or hung process."""
+    """Once a second from the process's main loop, whatever the camera does: silence means a stopped or hung process.
+    `input_width`: the input size for which frames are scaled from here on."""
     DECODE_ERROR = 5
     """`count` decoder complaints, `reason` says of which kind (index into DECODE_ERROR_KINDS)."""
 

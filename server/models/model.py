@@ -19,6 +19,14 @@ class Model:
     input_size: int
 
 
+def missing_classes(
+    names: dict[int, str], classes: Sequence[str] | None, class_confidence: Mapping[str, float] | None
+) -> list[str]:
+    """Classes that are asked for and that the model does not have, each once."""
+    known = set(names.values())
+    return [name for name in dict.fromkeys([*(classes or ()), *(class_confidence or ())]) if name not in known]
+
+
 def class_thresholds(
     names: dict[int, str],
     confidence: float,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from server.delivery.hub import Hub
 from server.delivery.ports import InvalidField, NoPicture, StreamExists, StreamNotFound
+from server.detect import Detected
 from server.metrics import Metrics, StreamCounters
 from server.results import Detection, Result
 from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStatus
@@ -168,10 +169,11 @@ class FakeRuntime:
         confidence: float | None = None,
         iou: float | None = None,
         classes: list[str] | None = None,
-    ) -> tuple[int, int, list[Detection], dict[str, float]]:
+    ) -> Detected:
         self._fail()
         self.detected.append((image, confidence, iou, classes))
-        return 640, 360, [detection()], dict(result("x")["latency_ms"])  # type: ignore[arg-type]
+        latency_ms: dict[str, float] = dict(result("x")["latency_ms"])  # type: ignore[arg-type]
+        return Detected(640, 360, [detection()], latency_ms, "tiny", 1)
 
     def readiness(self) -> tuple[bool, str]:
         return self.ready

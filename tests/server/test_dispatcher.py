@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.batching.dispatcher import Dispatcher, Job, Outcome
+from server.batching.dispatcher import Dispatcher, Outcome
+from server.batching.line import Line
 from server.batching.scheduler import Policy, Scheduler, Waiting
 from server.inference.protocol import Done, Frame, Hello, Infer
+from server.models.model import Model
 
 SHAPE = (384, 640)
 
@@ -34,10 +36,12 @@ class World:
         self.asked: list[tuple[int, int]] = []
         self.done_frames: list[tuple[int, Outcome]] = []
         self.dropped_frames: list[tuple[int, str]] = []
-        self.dispatcher = Dispatcher(Scheduler(), self, clock=lambda: self.now, loop=self)  # type: ignore[arg-type]
+        self.line = Line(Model("tiny", 1, {0: "person"}, 640))
+        self.line.worker = self
+        self.dispatcher = Dispatcher(Scheduler(), self.line, clock=lambda: self.now, loop=self)  # type: ignore[arg-type]
         self.dispatcher.configure("door", Policy(max_staleness_s=0.5))
         self.dispatcher.configure("file", Policy(max_staleness_s=float("inf"), fifo=True))
-        self.dispatcher.on_up(Hello("fake", "fp32", "none", "test", parallel, max_batch, *SHAPE))
+        self.dispatcher.on_up(self.line, Hello("fake", "fp32", "none", "test", parallel, max_batch, *SHAPE))
 
     def call_later(self, delay: float, call: Any) -> Timer:
         self.timers.append(Timer(self.now + delay, call))
@@ -62,6 +66,9 @@ class World:
     def infer(self, request: Infer) -> None:
         self.sent.append(request)
 
+    def frame(self, waiting: Waiting, model: Model) -> Frame:
+        return Frame(model.generation, waiting.seq % 6, 1280, 720, 0.25, 0.7)
+
     def done(self, frame: Waiting, outcome: Outcome) -> None:
         self.done_frames.append((frame.seq, outcome))
 
@@ -69,14 +76,13 @@ class World:
         self.dropped_frames.append((frame.seq, reason))
 
     def offer(self, seq: int, stream: str = "door", shape: tuple[int, int] = SHAPE) -> None:
-        frame = Frame(1, seq % 6, 1280, 720, 0.25, 0.7)
-        self.dispatcher.offer(Waiting(stream, seq, shape, self.now, self.now, Job(self, frame)))
+        self.dispatcher.offer(Waiting(stream, seq, shape, self.now, self.now, self))
         self.dispatcher.pump()
 
     def answer(self, index: int, took: float = 0.02, error: str | None = None, reason: str | None = None) -> None:
         request = self.sent[index]
         found = [] if error else [b""] * len(request.frames)
-        self.dispatcher.on_done(Done(request.id, self.now - took, self.now, self.now, found, error), reason)
+        self.dispatcher.on_done(self.line, Done(request.id, self.now - took, self.now, self.now, found, error), reason)
 
 
 def test_the_engine_gets_the_first_frame_at_once_and_the_newest_of_those_that_came_meanwhile() -> None:
@@ -110,14 +116,14 @@ def test_a_shape_is_asked_for_once_and_its_frames_wait_until_it_is_ready() -> No
     world.offer(2, shape=(640, 640))
     assert world.asked == [(640, 640)]
     assert world.sent == []
-    world.dispatcher.on_prepared(640, 640, None)
+    world.dispatcher.on_prepared(world.line, 640, 640, None)
     assert len(world.sent) == 1
 
 
 def test_a_failed_preparation_is_tried_again_with_the_next_frame() -> None:
     world = World()
     world.offer(1, shape=(640, 640))
-    world.dispatcher.on_prepared(640, 640, "no memory")
+    world.dispatcher.on_prepared(world.line, 640, 640, "no memory")
     world.offer(2, shape=(640, 640))
     assert world.asked == [(640, 640), (640, 640)]
 
@@ -131,7 +137,7 @@ def test_while_the_worker_is_down_live_frames_become_stale_by_the_clock_alone_an
     assert world.dropped_frames == [(1, "stale")]
     assert world.dispatcher.waiting == 1
     world.ready = True
-    world.dispatcher.on_up(Hello("fake", "fp32", "none", "test", 1, 1, *SHAPE))
+    world.dispatcher.on_up(world.line, Hello("fake", "fp32", "none", "test", 1, 1, *SHAPE))
     assert len(world.sent) == 1
 
 
@@ -152,11 +158,11 @@ def test_a_lost_worker_gives_its_batches_back_and_prepares_its_shapes_anew() -> 
     world.offer(1)
     world.answer(0, error="the worker is gone", reason="worker_lost")
     world.ready = False
-    world.dispatcher.on_down()
+    world.dispatcher.on_down(world.line)
     assert world.done_frames[0][1].reason == "worker_lost"
     world.offer(2)
     world.ready = True
-    world.dispatcher.on_up(Hello("fake", "fp32", "none", "test", 1, 1, *SHAPE))
+    world.dispatcher.on_up(world.line, Hello("fake", "fp32", "none", "test", 1, 1, *SHAPE))
     assert [request.frames[0].slot for request in world.sent] == [1, 2]
 
 
@@ -183,10 +189,10 @@ def test_every_frame_comes_back_exactly_once_whatever_happens(steps: list[str]) 
                 world.answer(answered, error="gone", reason="worker_lost")
                 answered += 1
             world.ready = False
-            world.dispatcher.on_down()
+            world.dispatcher.on_down(world.line)
         elif step == "up" and not world.ready:
             world.ready = True
-            world.dispatcher.on_up(Hello("fake", "fp32", "none", "test", 1, 2, *SHAPE))
+            world.dispatcher.on_up(world.line, Hello("fake", "fp32", "none", "test", 1, 2, *SHAPE))
         back = [seq for seq, _ in world.done_frames] + [seq for seq, _ in world.dropped_frames]
         assert len(back) == len(set(back))
         assert len(back) + world.dispatcher.waiting + world.dispatcher.in_engine == offered

@@ -28,7 +28,7 @@ from server.streams import StreamDefinition, StreamPatch
 class FakeWorker:
     """Answers when told to."""
 
-    def __init__(self, **callbacks: Any) -> None:
+    def __init__(self, bundle: Any, **callbacks: Any) -> None:
         self.on = SimpleNamespace(**callbacks)
         self.ready = False
         self.reason = "starting"
@@ -91,7 +91,7 @@ class House:
 
     @property
     def worker(self) -> FakeWorker:
-        worker: Any = self.runtime.engine.worker
+        worker: Any = self.runtime.engine.live.worker
         return worker  # type: ignore[no-any-return]
 
     async def add(self, stream_id: str = "door", **fields: Any) -> Any:

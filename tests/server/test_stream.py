@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from server.batching.dispatcher import Dispatcher
+from server.batching.line import Line
 from server.batching.scheduler import Scheduler
 from server.inference.protocol import Done, Hello, Infer
 from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
@@ -46,12 +47,15 @@ class World:
         self.hub = FakeHub()
         self.camera = FakeCamera()
         self.metrics = Metrics()
-        self.dispatcher = Dispatcher(Scheduler(), self, clock=lambda: self.now, loop=self)  # type: ignore[arg-type]
-        self.dispatcher.on_up(Hello("fake", "fp32", "none", "test", 1, 1, 384, 640))
-        model = Model("tiny", 4, NAMES, 640)
+        self.model = Model("tiny", 4, NAMES, 640)
+        self.line = Line(self.model)
+        self.line.worker = self
+        self.dispatcher = Dispatcher(Scheduler(), self.line, clock=lambda: self.now, loop=self)  # type: ignore[arg-type]
+        self.dispatcher.on_up(self.line, Hello("fake", "fp32", "none", "test", 1, 1, 384, 640))
         house = House(
-            self.dispatcher, self.hub, self.metrics, lambda: model, Defaults(), lambda: self.now, lambda: 1e9 + self.now
-        )  # type: ignore[arg-type]
+            self.dispatcher, self.hub, self.metrics, lambda: self.model, Defaults(), lambda: self.now,
+            lambda: 1e9 + self.now,
+        )  # type: ignore[arg-type]  # fmt: skip
         self.stream = Stream(StreamDefinition(id="door", url="rtsp://h/1", **fields), 7, house)
         self.stream.camera = self.camera  # type: ignore[assignment]
 
@@ -73,7 +77,8 @@ class World:
     def answer(self, rows: list[list[float]], error: str | None = None) -> None:
         found = [] if error else [np.array(rows, np.float32).reshape(-1, 6).tobytes()]
         request = self.sent[-1]
-        self.dispatcher.on_done(Done(request.id, self.now + 0.001, self.now + 0.021, self.now + 0.022, found, error))
+        now = self.now
+        self.dispatcher.on_done(self.line, Done(request.id, now + 0.001, now + 0.021, now + 0.022, found, error))
 
 
 def ready(seq: int, now: float, **more: Any) -> Event:
@@ -188,11 +193,21 @@ def test_thresholds_travel_with_each_frame_and_change_with_a_patch() -> None:
     assert world.sent[-1].frames[0].class_thresholds is None
 
 
-def test_a_class_that_the_model_lacks_is_named() -> None:
-    with pytest.raises(ValueError, match=r"classes: .*'cat'"):
-        World(classes=["cat"])
-    with pytest.raises(ValueError, match=r"class_confidence: .*'cat'"):
-        World(class_confidence={"cat": 0.5})
+def test_classes_that_the_model_lacks_are_left_out_and_the_status_names_them() -> None:
+    world = World(classes=["cat", "dog"], class_confidence={"cat": 0.5, "bird": 0.6})
+    world.frame(1)
+    thresholds = world.sent[-1].frames[0].class_thresholds
+    assert thresholds is not None
+    assert np.frombuffer(thresholds, np.float32).tolist() == pytest.approx([2.0, 2.0, 0.25])
+    assert world.stream.status().missing_classes == ["cat", "bird"]
+
+
+def test_only_classes_that_the_model_lacks_means_that_nothing_is_reported() -> None:
+    world = World(classes=["cat"])
+    world.frame(1)
+    thresholds = world.sent[-1].frames[0].class_thresholds
+    assert thresholds is not None
+    assert np.frombuffer(thresholds, np.float32).tolist() == [2.0, 2.0, 2.0]
 
 
 def test_recent_results_come_newest_first_and_are_bounded() -> None:
