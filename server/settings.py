@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -103,6 +104,25 @@ class ServerSettings(BaseSettings):
     deny_networks: Networks = Field(
         NO_SOURCES, description="No camera may be in these networks (CIDR), even if allow_networks names them."
     )
+    allowed_hosts: CommaSeparated | None = Field(
+        None,
+        description="Names (*.example.com: all below) under which the server answers, besides localhost; null: all, "
+        "once there are tokens.",
+    )
+    allowed_origins: CommaSeparated = Field(
+        default_factory=list,
+        description="Pages of these origins (https://dashboard.example.com) may use the server, besides its own.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate and those that it leads back to: the server speaks TLS only."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key, without a passphrase.")
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="Most connections of clients at once, whatever they do."
+    )
+    max_connections_per_address: int = Field(
+        512, ge=1, le=1_000_000, description="Of those, most from one address; loopback has no such limit."
+    )
 
     @field_validator("media", mode="before")
     @classmethod
@@ -116,6 +136,19 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)}: not among {', '.join(NETWORK_SCHEMES)}")
         return value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _lower_case(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else [name.lower() for name in value]
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: scheme and host, perhaps a port, and nothing behind")
+        return value
+
     @field_validator("token")
     @classmethod
     def _usable_token(cls, value: SecretStr | None) -> SecretStr | None:
@@ -127,11 +160,8 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerSettings:
-        if self.token is None and not is_loopback(self.host):
-            raise ValueError(
-                f"host: {self.host!r} is reachable from outside, so a token is needed (YOLOV9_TOKEN); "
-                "without one only 127.0.0.1, ::1 or localhost can be bound"
-            )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate, tls_key: TLS needs both")
         if self.backoff_initial_s > self.backoff_max_s:
             raise ValueError("backoff_initial_s: must not be above backoff_max_s")
         return self
@@ -186,7 +216,7 @@ def _read(config: Path) -> dict[str, Any]:
         raise SettingsError(f"{config}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{config}: is not UTF-8 text") from None
-    except yaml.YAMLError as error:
+    except Exception as error:  # scalars that are not what their tag says fail in PyYAML with ValueError, KeyError, ...
         # The mark alone: the text of the error quotes the file, and a token may stand there.
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

@@ -187,6 +187,13 @@ def write_bundle(
     return Bundle.load(folder)
 
 
+def read_manifest(folder: str | Path) -> Manifest:
+    """model.json alone, checked for all that it can get wrong alone; its files may not be there. BundleError."""
+    manifest = _read_manifest(Path(folder))
+    _check_manifest(Path(folder), manifest)
+    return manifest
+
+
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
@@ -203,7 +210,7 @@ def _read_manifest(folder: Path) -> Manifest:
         if version != FORMAT:
             raise BundleError(f"{path}: format: version {version}, but this release reads version {FORMAT}")
         return msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:  # ValidationError is one of them and names the field
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is one of them and names the field
         raise BundleError(f"{path}: {error}") from None
     except RecursionError:
         raise BundleError(f"{path}: nested too deeply") from None
@@ -280,11 +287,14 @@ def _check_file(root: Path, folder: Path, file: str, entry: FileEntry) -> None:
 
 def _check_onnx(path: Path, classes: int) -> None:
     """The graph keeps everything inside its own file and has the input and the output of the contract."""
-    try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        problem: str | None = None
+        try:
             header = read_header(data)
-    except OnnxFormatError as error:
-        raise BundleError(f"{path}: {error}") from None
+        except OnnxFormatError as error:  # its frames hold views of the mapping, which could not be closed with it
+            problem = f"{path}: {error}"
+    if problem is not None:
+        raise BundleError(problem)
     if header.external_data:
         raise BundleError(f"{path}: keeps weights in other files (external data); a bundle's graph is one file")
     if [i.name for i in header.inputs] != [INPUT_NAME] or [o.name for o in header.outputs] != [OUTPUT_NAME]:

@@ -13,11 +13,12 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from server.delivery.headers import SECURITY
 from server.delivery.ports import InvalidField, ServerError
 
 MEDIA_TYPE = "application/problem+json"
@@ -64,14 +65,26 @@ class Unauthorized(ServerError):
     status, code = 401, "unauthorized"
 
 
+class TooManyAttempts(ServerError):
+    """Too many wrong tokens came from the client's address."""
+
+    status, code = 429, "too_many_attempts"
+
+
+class Forbidden(ServerError):
+    """The token is right, but its role or its streams do not allow this."""
+
+    status, code = 403, "forbidden"
+
+
 class HostNotAllowed(ServerError):
-    """Without a token only requests to this machine's loopback names are answered."""
+    """The server does not answer under this name: without a token under this machine's loopback names only."""
 
     status, code = 403, "host_not_allowed"
 
 
 class OriginNotAllowed(ServerError):
-    """Without a token pages of other sites are not answered."""
+    """Pages of other sites are not answered."""
 
     status, code = 403, "origin_not_allowed"
 
@@ -132,9 +145,14 @@ def install(app: FastAPI) -> None:
         return _framework(connection.scope, error, app.router.routes)
 
     async def on_bug(connection: HTTPConnection, error: Exception) -> Response:
-        return problem_response(500, ServerError.code, "Something went wrong inside the server; its log says what.")
+        detail = "Something went wrong inside the server; its log says what."
+        return problem_response(500, ServerError.code, detail, headers=SECURITY)  # made outside of all middleware
+
+    async def on_gone(connection: HTTPConnection, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it; it is no fault of the server's, so nothing is logged
 
     app.add_exception_handler(ServerError, on_server_error)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(WebSocketRequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)

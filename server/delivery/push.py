@@ -37,6 +37,18 @@ class PushProtocol(WebSocketsSansIOProtocol):
             # Refused, and the answer is out. Uvicorn forgets to note that and would log an error for each.
             self.handshake_complete = True
 
+    def send_receive_event_to_app(self) -> None:
+        """Text that is not UTF-8 ends its connection (1007). Uvicorn would log a traceback for each of them."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if self.on_writable is not None:

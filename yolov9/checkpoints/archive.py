@@ -98,6 +98,8 @@ class Archive:
             declared += info.file_size
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise RefusedError(f"its record {info.filename!r} is compressed, which PyTorch never writes")
+            if not 0 <= info.header_offset < file_size:
+                raise WeightsError(f"a zip archive that is damaged (its record {info.filename!r} begins nowhere)")
             if info.flag_bits & 0x1:
                 raise RefusedError(f"its record {info.filename!r} is encrypted, which PyTorch never writes")
         if declared > file_size:

@@ -7,6 +7,7 @@ without one is split by a hash of the pictures' names.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from math import isfinite, nan
@@ -229,7 +230,7 @@ def _image_root(file: Path, images: Sequence[_Image]) -> Path:
     candidates = [file.parent, base / "images", base / "data", base]
     candidates += [place / name for place in (base / "images", base) for name in folders]
     names = [image.file_name for image in images[:_TRIED] if isinstance(image.file_name, str)]
-    return max(candidates, key=lambda folder: sum((folder / name).is_file() for name in names))
+    return max(candidates, key=lambda folder: sum(os.path.isfile(folder / name) for name in names))
 
 
 def _number(value: object) -> float:
@@ -238,12 +239,13 @@ def _number(value: object) -> float:
 
 
 def _outline(segmentation: msgspec.Raw) -> list[Polygon]:
-    """The polygons of an object; none for a mask (run lengths) or what is no outline."""
+    """The polygons of an object; none for a mask (run lengths) or what is no outline, or far too large."""
     try:
         lists = msgspec.json.decode(segmentation, type=list[list[float]])
     except msgspec.DecodeError:
         return []
-    return [np.array(p, np.float32).reshape(-1, 2) for p in lists if len(p) >= 6 and len(p) % 2 == 0]
+    usable = (p for p in lists if len(p) >= 6 and len(p) % 2 == 0 and sum(map(abs, p)) <= _LARGEST)
+    return [np.array(p, np.float32).reshape(-1, 2) for p in usable]
 
 
 def _renumbered(item: Item, identity: int) -> Item:

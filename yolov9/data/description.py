@@ -8,6 +8,7 @@ names: [car, person]      or {0: car, 1: person}
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def _mapping(file: Path, strict: bool = True) -> dict[str, Any]:
     try:
         # Every scalar stays text: a class called `no` or `off` is not False.
         content = yaml.BaseLoader("\n".join(read_lines(file))).get_single_data()
+    except RecursionError:
+        raise DataError(f"{file}: nested too deeply") from None
     except yaml.YAMLError as error:
         if not strict:
             return {}
@@ -85,7 +88,7 @@ def _description(file: Path, content: dict[str, Any]) -> Description:
             Problem(file, None, f"nc: {count}, but {len(names)} classes are named; the names count", "description")
         )
     folder = file.parent
-    root = folder / Path(str(content.get("path") or ".")).expanduser()
+    root = folder / os.path.expanduser(str(content.get("path") or "."))
     places: dict[str, list[Path]] = {}
     for split, keys in SPELLINGS.items():
         given = next((content[key] for key in keys if content.get(key)), None)
@@ -95,9 +98,9 @@ def _description(file: Path, content: dict[str, Any]) -> Description:
         if not all(isinstance(entry, str) and entry for entry in entries):
             raise DataError(f"{file}: {split}: neither a folder, nor a list of folders, nor a .txt")
         places[split] = [_place(root, entry) for entry in entries]
-    if places and not root.is_dir():
+    if places and not os.path.isdir(root):  # for names that no file system takes, Path would raise
         hint = ""
-        if any((folder / entry).exists() for entry in (str(content.get(s)) for s in SPLITS)):
+        if any(os.path.exists(folder / entry) for entry in (str(content.get(s)) for s in SPLITS)):
             hint = "; the pictures lie beside the file: remove `path`"
         raise DataError(f"{file}: path: {root} is no folder{hint}")
     return Description(file, root, names, places, problems)
@@ -105,6 +108,6 @@ def _description(file: Path, content: dict[str, Any]) -> Description:
 
 def _place(root: Path, entry: str) -> Path:
     """Roboflow writes `../train/images` for what lies beside the file: without the dots, if only that exists."""
-    place = root / Path(entry).expanduser()
+    place = root / os.path.expanduser(entry)
     inside = root / entry.removeprefix("../")
-    return inside if not place.exists() and inside.exists() else place
+    return inside if not os.path.exists(place) and os.path.exists(inside) else place

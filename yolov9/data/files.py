@@ -45,7 +45,7 @@ def header_of(image: Path, problems: list[Problem]) -> Header | None:
         return read_header(image)
     except ImageError as error:
         text = str(error).removeprefix(f"{image}: ")
-        missing = not image.exists()
+        missing = not os.path.exists(image)  # False for a name that no file system takes, where Path would raise
         problems.append(
             Problem(image, None, "there is no such image" if missing else text,
                     "missing image" if missing else "corrupt image")

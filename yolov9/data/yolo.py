@@ -10,6 +10,7 @@ Where the pictures are, says a data.yaml or the folders' names.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
@@ -26,6 +27,8 @@ _NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "te
 """Text files that tools put among the labels."""
 _SHARES_END = 2.0
 """Shares beyond it are pixels rather than a box that reaches out."""
+_LARGEST = 1e9
+"""The numbers of a line together, shares or pixels. Beyond 1e38, float32 would make infinities of them."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,10 @@ def _images(path: Path, layout: _Layout, split: str, problems: list[Problem]) ->
     images: dict[Path, None] = {}
     folders: list[Path] = []
     for place in dict.fromkeys(p for s, ps in layout.places.items() if split in (s, ALL) for p in ps):
-        if place.is_dir():
+        if os.path.isdir(place):  # for names that no file system takes, Path would raise
             folders.append(place)
             images.update(dict.fromkeys(pictures(place)))
-        elif place.is_file():
+        elif os.path.isfile(place):
             images.update(dict.fromkeys(_listed(place, layout.root, problems)))
         elif split == ALL:  # a test set that a data.yaml names is often not shipped
             problems.append(Problem(path, None, f"{place}: no such folder or list of images", "description"))
@@ -127,7 +130,7 @@ def _listed(file: Path, root: Path, problems: list[Problem]) -> list[Path]:
         text = line.strip()
         if not text:
             continue
-        image = next((p for p in (file.parent / text, root / text) if p.is_file()), None)
+        image = next((p for p in (file.parent / text, root / text) if os.path.isfile(p)), None)
         if image is None:
             problems.append(Problem(file, number, f"{text}: there is no such image", "missing image"))
         elif image in images:
@@ -193,11 +196,10 @@ class _Reader:
             class_number, *shares = map(float, words)
         except ValueError:
             shares = [nan]
-        if not isfinite(sum(shares)):
-            wrong = next((word for word in words[1:] if not _is_finite(word)), words[0])
-            self._problems.append(
-                Problem(file, number, f"{wrong[:40]!r} is not a finite number; left out", "not a number")
-            )
+        if not sum(map(abs, shares)) <= _LARGEST:  # nor if it is not a number
+            wrong = next((word for word in (*words[1:], words[0]) if not _is_finite(word)), None)
+            text = "numbers beyond any picture" if wrong is None else f"{wrong[:40]!r} is not a finite number"
+            self._problems.append(Problem(file, number, f"{text}; left out", "not a number"))
             return
         count = len(words)
         if count != 5 and (count < 7 or count % 2 == 0):

@@ -77,7 +77,7 @@ def read(path: Path) -> Sealed:
         raise EngineFileError(f"{path}: its header is damaged")
     try:
         header = msgspec.json.decode(data[start : start + size], type=_Header)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise EngineFileError(f"{path}: its header is damaged") from None
     plan = data[start + size :]
     if len(plan) != header.bytes:
