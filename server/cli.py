@@ -21,6 +21,8 @@ import uvloop
 from pydantic import ValidationError
 
 from server import __version__
+from server.access.registry import check_reach
+from server.access.tokens import AccessError
 from server.outcome import timestamp
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.streams import StreamDefinition, masked_url, split_credentials
@@ -86,9 +88,11 @@ def _settings(options: argparse.Namespace, stack: contextlib.ExitStack) -> Serve
     if options.demo and options.data is None:
         overrides["data"] = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolov9-demo-")))
     try:
-        return load_settings(options.config, overrides)
-    except SettingsError as error:
+        settings = load_settings(options.config, overrides)
+        check_reach(settings)
+    except (SettingsError, AccessError) as error:
         raise UsageError(str(error)) from None
+    return settings
 
 
 def _bundle(settings: ServerSettings) -> Bundle:
@@ -174,7 +178,7 @@ async def _serve(settings: ServerSettings, bundle: Bundle, streams: dict[str, st
                 raise UsageError(f"--stream {masked_url(url)}: {error}") from None
         await serve(create_app(runtime, settings), settings, _announce)
         return 0
-    except ServeError as error:
+    except (ServeError, AccessError) as error:
         log.error("%s", error)
         return 1
     finally:

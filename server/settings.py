@@ -124,7 +124,21 @@ class ServerSettings(BaseSettings):
         512, ge=1, le=1_000_000, description="Of those, most from one address; loopback has no such limit."
     )
 
-    @field_validator("media", mode="before")
+    model_folders: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list,
+        description="Bundles below these folders may be registered (POST /models). In the environment: by colons.",
+    )
+    model_max_mb: int = Field(
+        1024, ge=1, le=16_384, description="Largest model bundle that is registered, megabytes (2^20 bytes), unpacked."
+    )
+    swap_timeout_s: float = Field(
+        180.0, gt=0, le=3600, description="A model that is being activated must be loaded, warm and tried within it."
+    )
+    swap_max_slowdown: float = Field(
+        4.0, ge=1, le=1000, description="A model that takes so many times the active one's time is not activated."
+    )
+
+    @field_validator("media", "model_folders", mode="before")
     @classmethod
     def _split_folders(cls, value: object) -> object:
         return [folder for folder in value.split(os.pathsep) if folder] if isinstance(value, str) else value

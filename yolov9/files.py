@@ -7,11 +7,14 @@ import secrets
 from pathlib import Path
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Whole or not at all: the previous file stays until the new one is on the disk. OSError."""
+def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Whole or not at all: the previous file stays until the new one is on the disk. OSError.
+
+    `mode`: permissions of the file (less the umask), from its first byte on.
+    """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with scratch.open("xb") as stream:
+        with open(scratch, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
-from server.delivery import detect, detections, documented, health, problems, snapshots, streams
-from server.delivery.auth import Guard
+from server.access.registry import Access
+from server.delivery import (
+    detect,
+    detections,
+    docs,
+    documented,
+    health,
+    permissions,
+    problems,
+    session,
+    snapshots,
+    streams,
+)
+from server.delivery.auth import Doorkeeper, Guard
 from server.delivery.context import Context
+from server.delivery.headers import SecurityHeaders
 from server.delivery.limits import BodyLimit
 from server.delivery.ports import RuntimePort
 from server.settings import ServerSettings
@@ -21,13 +35,32 @@ frame: `result`, `gap` (messages that a slow client missed) and `state`. Query: 
 
 
 def create_app(runtime: RuntimePort, settings: ServerSettings) -> FastAPI:
-    """The application for one running server. `app.state.context.stop()` ends its subscriptions."""
-    app = FastAPI(title="yolov9-server", version=__version__, description=_DESCRIPTION)
-    app.state.context = Context(runtime, settings)
+    """The application for one running server. `app.state.context.stop()` ends its subscriptions.
+
+    AccessError if there is a file of tokens that cannot be used.
+    """
+    access = Access.of(settings)
+    doorkeeper = Doorkeeper(access)
+    app = FastAPI(title="yolov9-server", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app.state.context = Context(runtime, settings, access)
+    app.state.doorkeeper = doorkeeper
     problems.install(app)
-    documented.install_openapi(app, token=settings.token is not None)
-    for room in (health, streams, snapshots, detect, detections):  # detections last: it catches unknown WebSocket paths
+    documented.install_openapi(app, token=not access.open)
+    # detections last: it catches unknown WebSocket paths
+    for room in (health, session, docs, streams, snapshots, detect, detections):
         app.include_router(room.router)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Guard, token=settings.token)  # added last: outermost
+    app.add_middleware(Guard, access=access, doorkeeper=doorkeeper, settings=settings)
+    if settings.allowed_origins:
+        # Outside of the guard: a browser asks whether it may send a token without sending one. No cookies across sites.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Location", "Retry-After"],
+        )
+    shared, tls = bool(settings.allowed_origins), settings.tls_certificate is not None
+    app.add_middleware(SecurityHeaders, tls=tls, shared=shared)  # added last: outermost
+    permissions.check(app)
     return app

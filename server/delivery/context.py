@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from server.access.registry import Access
 from server.delivery.feeds import Feeds
 from server.delivery.pictures import Pictures
 from server.delivery.ports import NoCapacity, RuntimePort, StreamHandle, StreamNotFound
@@ -23,9 +24,10 @@ DRY_RUNS_AT_ONCE = 4
 class Context:
     """Runtime, settings, and what is limited for all clients together."""
 
-    def __init__(self, runtime: RuntimePort, settings: ServerSettings) -> None:
+    def __init__(self, runtime: RuntimePort, settings: ServerSettings, access: Access) -> None:
         self.runtime = runtime
         self.settings = settings
+        self.access = access
         self.pictures = Pictures(runtime)
         self.feeds = Feeds(runtime, self.pictures)
         self.stopping = asyncio.Event()

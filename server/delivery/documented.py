@@ -9,13 +9,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
-from server.delivery.auth import PUBLIC
+from server.delivery import permissions
+from server.delivery.auth import COOKIE
 from server.delivery.ports import ServerError
 from server.delivery.problems import (
     MEDIA_TYPE,
+    Forbidden,
     HostNotAllowed,
     OriginNotAllowed,
     Problem,
+    TooManyAttempts,
     Unauthorized,
 )
 
@@ -68,19 +71,28 @@ def _complete(document: dict[str, Any], token: bool) -> dict[str, Any]:
     schemas["Problem"] = nested
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    refusals = documented(Unauthorized) if token else documented(HostNotAllowed, OriginNotAllowed)
+    at_the_door = documented(HostNotAllowed, OriginNotAllowed)
+    refusals = documented(HostNotAllowed, OriginNotAllowed, Forbidden, Unauthorized, TooManyAttempts)
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             responses = operation["responses"]
             generated = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
             if generated.get("$ref", "").endswith("/HTTPValidationError"):
                 del responses["422"]  # our own problems are documented where a call can give them
-            if path not in PUBLIC:
-                responses.update({str(status): response for status, response in refusals.items()})
+            if path in permissions.PROBES:
+                continue
+            role = permissions.TABLE[method.upper(), path].role
+            documents = at_the_door if role is None else refusals
+            responses.update({str(status): response for status, response in documents.items()})
+            if role is not None:
+                operation["x-role"] = role.label
                 if token:
-                    operation["security"] = [{"token": []}]
+                    operation["security"] = [{"token": []}, {"session": []}]
     if token:
-        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        components["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer"},
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+        }
     return document
 
 

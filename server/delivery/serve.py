@@ -65,6 +65,7 @@ async def serve(
     )
     asked = stop or asyncio.Event()
     with _signals(asked.set):
+        watching = asyncio.create_task(app.state.context.access.watch())
         serving = asyncio.create_task(server.serve(sockets))
         for event in (server.up, asked):  # if it ends by itself, this ends with its error
             serving.add_done_callback(lambda _, event=event: event.set())  # type: ignore[misc]
@@ -74,6 +75,7 @@ async def serve(
                 ready(_address(settings.host, sockets[0]))
                 await asked.wait()
         finally:
+            watching.cancel()
             app.state.context.stop()
             server.should_exit = True
             await asyncio.shield(serving)

@@ -9,10 +9,11 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
 
+from server.delivery.auth import InPrincipal
 from server.delivery.context import Context, InContext
 from server.delivery.documented import documented, json_response
 from server.delivery.ports import InvalidField, NoCapacity, StreamExists, StreamHandle, StreamNotFound, Unavailable
-from server.delivery.problems import UnsupportedMediaType
+from server.delivery.problems import Forbidden, UnsupportedMediaType
 from server.store import StoreError
 from server.streams import (
     MASK,
@@ -101,9 +102,12 @@ def view(handle: StreamHandle) -> StreamView:
 async def add_stream(
     definition: Annotated[StreamDefinition, Body(openapi_examples=_EXAMPLES)],
     context: InContext,
+    principal: InPrincipal,
     dry_run: Annotated[bool, Query(description="Open the source, say what it is, keep nothing.")] = False,
 ) -> Response:
     """Add a camera or a file. Answers before it has connected: follow its `state`."""
+    if not principal.may_see(definition.id):
+        raise Forbidden(f"{principal.name!r} is granted some streams only, and none of this id.")
     if dry_run:
         return json_response((await _probe(context, definition)).model_dump_json())
     handle = await context.runtime.add_stream(definition)
@@ -118,10 +122,11 @@ async def _probe(context: Context, definition: StreamDefinition) -> ProbeView:
 
 
 @router.get("/streams", response_model=list[StreamView])
-async def list_streams(context: InContext) -> Response:
-    """All streams: settings and status."""
+async def list_streams(context: InContext, principal: InPrincipal) -> Response:
+    """All streams that the caller may see: settings and status."""
     parts = []
-    for number, handle in enumerate(list(context.runtime.streams.values()), start=1):
+    visible = [handle for stream_id, handle in context.runtime.streams.items() if principal.may_see(stream_id)]
+    for number, handle in enumerate(visible, start=1):
         parts.append(view(handle).model_dump_json())
         if number % _YIELD_EVERY == 0:
             await asyncio.sleep(0)

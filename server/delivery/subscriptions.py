@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Query
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from server.delivery.auth import InPrincipal
 from server.delivery.context import Context
 from server.delivery.hub import EVERYTHING, Closing, Encoded, Selection, Subscriber
 from server.delivery.push import EXTENSION, PushProtocol
@@ -41,12 +42,16 @@ async def selection_of(
 
 
 async def streams_of(
+    principal: InPrincipal,
     stream: Annotated[
         list[str],
         Query(default_factory=list, max_length=4096, description="Only these streams; repeatable. Default: all."),
     ],
 ) -> frozenset[str] | None:
-    return frozenset(stream) if stream else None
+    """None: all, those to come too. Streams that the caller may not see are left out, like those that do not exist."""
+    if not stream:
+        return principal.streams
+    return frozenset(stream) if principal.streams is None else principal.streams & frozenset(stream)
 
 
 InSelection = Annotated[Selection, Depends(selection_of)]

@@ -10,9 +10,11 @@ import httpx
 from starlette.types import ASGIApp, Message
 
 
-def http_client(app: ASGIApp, base_url: str, **options: Any) -> httpx.AsyncClient:
-    """Answers 500 as a server does, instead of raising into the test."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+def http_client(
+    app: ASGIApp, base_url: str, *, client: tuple[str, int] = ("127.0.0.1", 1), **options: Any
+) -> httpx.AsyncClient:
+    """Answers 500 as a server does, instead of raising into the test. `client`: the address that it comes from."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=client)
     return httpx.AsyncClient(transport=transport, base_url=base_url, **options)
 
 
@@ -59,6 +61,6 @@ async def websocket(app: ASGIApp, target: str, headers: Mapping[str, str]) -> Ha
     async with asyncio.timeout(10):
         await app(scope, receive, send)
     if sent[0]["type"] == "websocket.accept":
-        return Handshake(101, sent[1]["text"].encode())
+        return Handshake(101, sent[1]["text"].encode() if "text" in sent[1] else sent[1]["bytes"])
     assert sent[0]["type"] == "websocket.http.response.start", sent
     return Handshake(sent[0]["status"], sent[1]["body"])

@@ -13,14 +13,16 @@ from fake_runtime import FakeRuntime
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from server.access.throttle import BURST, REFILL_S
 from server.delivery.app import create_app
+from server.delivery.permissions import PROBES, TABLE
 from server.settings import ServerSettings
 
 TOKEN = "t0p-secret"
 LOCAL = "http://localhost:8080"
 PATHS = [
     "/streams", "/streams/door", "/streams/door/ledger", "/streams/door/detections", "/streams/door/snapshot.jpg",
-    "/streams/door/live.mjpg", "/detections/sse", "/metrics", "/docs", "/openapi.json", "/", "/nothing",
+    "/streams/door/live.mjpg", "/detections/sse", "/metrics", "/docs", "/openapi.json", "/session", "/nothing",
 ]  # fmt: skip
 WITH_QUERY_TOKEN = {"/streams/door/snapshot.jpg"}
 """Of those that take ?token=, the one whose answer ends."""
@@ -84,9 +86,10 @@ async def test_the_query_opens_pictures_only(guarded: httpx.AsyncClient, path: s
     assert (await guarded.get(f"{path}?token=wrong")).status_code == 401
 
 
-async def test_health_needs_no_token(guarded: httpx.AsyncClient) -> None:
+async def test_health_and_the_page_need_no_token(guarded: httpx.AsyncClient) -> None:
     assert (await guarded.get("/healthz")).status_code == 200
     assert (await guarded.get("/readyz")).status_code == 200
+    assert (await guarded.get("/")).status_code in (200, 307)
 
 
 @pytest.mark.parametrize("path", ["/detections", "/streams/door/detections"])
@@ -156,17 +159,75 @@ async def test_without_a_token_other_sites_are_refused(
         assert response.json()["code"] == json.loads(body)["code"] == "origin_not_allowed"
 
 
-async def test_with_a_token_hosts_and_origins_are_free(guarded: httpx.AsyncClient) -> None:
-    headers = {"Authorization": f"Bearer {TOKEN}", "Origin": "http://elsewhere.example", "Host": "any.example"}
+async def test_with_a_token_hosts_are_free_and_origins_are_not(guarded: httpx.AsyncClient, app: FastAPI) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Host": "any.example"}
     assert (await guarded.get("/streams", headers=headers)).status_code == 200
+    assert (await guarded.get("/streams", headers=headers | {"Origin": "https://any.example"})).status_code == 200
+    headers["Origin"] = "http://elsewhere.example"
+    assert (await guarded.get("/streams", headers=headers)).json()["code"] == "origin_not_allowed"
+    assert (await websocket(app, "/detections", headers)).status == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("cam.example", True), ("CAM.example:8080", True), ("a.lan.example", True), ("a.b.lan.example", True),
+        ("localhost", True), ("lan.example", False), ("evil.example", False), ("cam.example.evil.example", False),
+    ],
+)  # fmt: skip
+async def test_names_may_be_limited(runtime: FakeRuntime, host: str, allowed: bool) -> None:
+    app = create_app(runtime, ServerSettings(token=TOKEN, allowed_hosts=["Cam.example", "*.lan.example"]))
+    async with http_client(app, "http://x") as client:
+        headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
+        assert (await client.get("/streams", headers=headers)).status_code == (200 if allowed else 403)
+        assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+
+
+async def test_names_of_a_server_without_tokens_may_be_extended(runtime: FakeRuntime) -> None:
+    app = create_app(runtime, ServerSettings(allowed_hosts=["proxy.example"]))
+    async with http_client(app, "http://proxy.example") as client:
+        assert (await client.get("/streams")).status_code == 200
+        assert (await client.get("/streams", headers={"Host": "other.example"})).status_code == 403
+
+
+async def test_pages_of_allowed_origins_may_read(runtime: FakeRuntime) -> None:
+    dashboard = "https://dashboard.example"
+    app = create_app(runtime, ServerSettings(token=TOKEN, allowed_origins=[dashboard]))
+    asked = {"Origin": dashboard, "Access-Control-Request-Method": "PATCH"}
+    asked["Access-Control-Request-Headers"] = "authorization, content-type"
+    async with http_client(app, "http://camera.example") as client:
+        preflight = await client.options("/streams/door", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == dashboard
+        assert "access-control-allow-credentials" not in preflight.headers
+        headers = {"Authorization": f"Bearer {TOKEN}", "Origin": dashboard}
+        answer = await client.get("/streams", headers=headers)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, dashboard)
+        assert (await client.options("/streams", headers=asked | {"Origin": "https://evil.example"})).status_code == 400
+    assert (await websocket(app, "/detections", headers)).status == 101
+
+
+async def test_wrong_tokens_from_one_address_are_limited(app: FastAPI) -> None:
+    wrong, right = {"Authorization": "Bearer guess"}, {"Authorization": f"Bearer {TOKEN}"}
+    async with http_client(app, "http://camera.example") as client:
+        statuses = [(await client.get("/streams", headers=wrong)).status_code for _ in range(BURST + 3)]
+        assert statuses == [401] * BURST + [429] * 3
+        refused = await client.get("/streams", headers=right)  # else the limit would not hold up whoever guesses
+        assert refused.json()["code"] == "too_many_attempts"
+        assert 0 < int(refused.headers["retry-after"]) <= REFILL_S + 1
+    async with http_client(app, "http://camera.example", client=("192.0.2.7", 1)) as client:
+        assert (await client.get("/streams", headers=right)).status_code == 200
 
 
 async def test_openapi_says_who_is_let_in(app: FastAPI, local_app: FastAPI) -> None:
     with_token, without = app.openapi(), local_app.openapi()
-    assert with_token["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    assert with_token["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+    assert "securitySchemes" not in without["components"]
     for path, operations in with_token["paths"].items():
         for method, operation in operations.items():
-            public = path in ("/healthz", "/readyz")
+            public = TABLE[method.upper(), path].role is None
             assert ("security" in operation) is not public
-            assert ("401" in operation["responses"]) is not public
-            assert ("403" in without["paths"][path][method]["responses"]) is not public
+            assert ("x-role" in operation) is not public
+            assert ("403" in operation["responses"]) is (path not in PROBES)
+            if not public:
+                assert {"401", "429"} <= set(operation["responses"])

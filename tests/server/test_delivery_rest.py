@@ -323,7 +323,7 @@ async def test_openapi_documents_every_problem_as_a_problem(client: httpx.AsyncC
     assert set(document["paths"]) == {
         "/healthz", "/readyz", "/metrics", "/streams", "/streams/{stream_id}", "/streams/{stream_id}/ledger",
         "/streams/{stream_id}/detections", "/streams/{stream_id}/snapshot.jpg", "/streams/{stream_id}/live.mjpg",
-        "/detections/sse", "/detect",
+        "/detections/sse", "/detect", "/session",
     }  # fmt: skip
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
