@@ -15,6 +15,7 @@ from server.access.sessions import LIFETIME_S
 from server.delivery.auth import COOKIE, Doorkeeper, InPrincipal, address_of, session_of
 from server.delivery.context import InContext
 from server.delivery.documented import documented
+from server.delivery.ports import InvalidField
 from server.delivery.problems import TooManyAttempts, Unauthorized, UnsupportedMediaType
 from server.delivery.streams import require_json
 
@@ -52,7 +53,7 @@ def view(principal: Principal) -> SessionView:
     "/session",
     response_model=SessionView,
     dependencies=[Depends(require_json)],
-    responses=documented(Unauthorized, TooManyAttempts, UnsupportedMediaType, body=True),
+    responses=documented(InvalidField, Unauthorized, TooManyAttempts, UnsupportedMediaType, body=True),
 )
 async def log_in(
     request: Request, response: Response, login: Annotated[Login, Body()], context: InContext
