@@ -26,7 +26,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """auto: latency, and throughput as long as the load asks for it and it pays (`modes`)."""
     nice: int = 0
     """Added to the process's niceness."""
-    log_level: str = "INFO"
     engine_factory: str | None = None
     """`module:function`, called with this config, -> `loading.Loaded`, instead of loading the bundle: fake engines of
     tests. Never taken from a user's settings."""

@@ -25,6 +25,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from server import logs
 from server.inference import protocol
 from server.inference.config import WorkerConfig, decode_config
 from server.inference.loading import Loaded, check_prediction, describe, load
@@ -289,9 +290,7 @@ def main(fd: int) -> NoReturn:
     status = 1
     try:
         config = decode_config(sock.recv(protocol.MAX_MESSAGE_BYTES))
-        logging.basicConfig(
-            level=config.log_level, format="%(asctime)s %(levelname)s %(name)s worker %(message)s", stream=sys.stderr
-        )
+        logs.inherit("worker")
         os.nice(config.nice)
         status = 0 if worker_main(sock, config) else 1
     except ConnectionError:

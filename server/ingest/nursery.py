@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from server import logs
 from server.ingest.wire import CameraSettings
 
 MAX_MESSAGE_BYTES = 64 << 10
@@ -163,6 +164,7 @@ def main(descriptor: int) -> None:
             return camera.main(task, *descriptors)
         return probing.main(task, *descriptors)
 
+    logs.inherit("camera")
     channel = socket.socket(fileno=descriptor)
     with open("/proc/self/comm", "w") as comm:
         comm.write("cam nursery")

@@ -7,16 +7,14 @@ A crash, a wrong answer or a hang ends the run with 1 and leaves the input in th
 from __future__ import annotations
 
 import argparse
-import importlib
 import multiprocessing
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-HANG_S = 20
-"""A case takes milliseconds; on a machine with other work, seconds."""
-MAX_BYTES = 8192
-MEMORY_MB = 3000
+from . import guided
 
 
 def main() -> int:
@@ -29,19 +27,23 @@ def main() -> int:
         return 2
     if given.files:
         return _play(names, given.files)
-    failed = []
-    for name in names:
-        # A process each: libFuzzer ends the one it runs in, and coverage of one target is noise for the next.
-        process = multiprocessing.get_context("spawn").Process(target=_fuzz, args=(name, given))
-        began = time.monotonic()
-        process.start()
-        process.join()
-        print(f"{name}: exit {process.exitcode} after {time.monotonic() - began:.0f} s", flush=True)
-        if process.exitcode:
-            failed.append(name)
+    failed = [name for name in names if not _passes(name, given)]
     if failed:
         print(f"failed: {', '.join(failed)}; the inputs are in {given.findings}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _passes(name: str, given: argparse.Namespace) -> bool:
+    """A process for each target: libFuzzer ends the one it runs in. What that leaves behind goes with its folder."""
+    memory = Path("/dev/shm")  # where there is such a place: a million cases are a million files
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="yolov9-fuzz-", dir=memory if memory.is_dir() else None) as folder:
+        os.environ["TMPDIR"] = folder
+        process = multiprocessing.get_context("spawn").Process(target=guided.run, args=(name, given))
+        process.start()
+        process.join()
+    print(f"{name}: exit {process.exitcode} after {time.monotonic() - began:.0f} s", flush=True)
+    return process.exitcode == 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,38 +67,6 @@ def _play(names: list[str], paths: list[Path]) -> int:
                 check(path.read_bytes())
                 print(f"{name}: {path} passes")
     return 0
-
-
-def _fuzz(name: str, given: argparse.Namespace) -> None:
-    import atheris
-
-    # Packages that Atheris would slow down without telling it anything of ours are imported first.
-    for module in ("torch", "numpy", "PIL.Image", "fastapi", "uvicorn", "pydantic", "av"):
-        importlib.import_module(module)
-    with atheris.instrument_imports(include=["yolov9", "server", "websockets", "uvicorn.protocols"]):
-        targets = importlib.import_module(f"{__package__}.targets")
-    given.findings.mkdir(parents=True, exist_ok=True)
-    folders = [str(targets.CORPUS / name)]
-    if given.keep:
-        kept = given.keep / name
-        kept.mkdir(parents=True, exist_ok=True)
-        folders.insert(0, str(kept))
-    else:
-        import tempfile
-
-        folders.insert(0, tempfile.mkdtemp(prefix="yolov9-fuzz-corpus-"))
-    options = [
-        f"-max_len={MAX_BYTES}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}", "-print_final_stats=1",
-        f"-artifact_prefix={given.findings}/{name}-", f"-runs={given.cases or -1}",
-    ]  # fmt: skip
-    if given.minutes:
-        options.append(f"-max_total_time={round(given.minutes * 60)}")
-    if given.seed:
-        options.append(f"-seed={given.seed}")
-    context = targets.TARGETS[name]()
-    check = context.__enter__()  # Atheris ends the process, so nothing after it would run
-    atheris.Setup([name, *options, *folders], check)
-    atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
-
 import pytest
 
-from server.cli import _JsonFormatter, _stream_id, parser, run
+from server.cli import _stream_id, parser, run
 
 
 @pytest.mark.parametrize(
@@ -39,13 +36,3 @@ def test_a_stream_named_on_the_command_line_keeps_its_id_and_shows_no_credential
 
 def test_every_option_has_a_help_text() -> None:
     assert [a.dest for a in parser()._actions if not a.help] == []
-
-
-def test_json_logs_hold_one_object_a_line() -> None:
-    record = logging.LogRecord("yolov9.stream", logging.INFO, "x.py", 1, "state=%s\nx", ("running",), None)
-    record.stream = "door"
-    line = _JsonFormatter().format(record)
-    assert "\n" not in line
-    assert json.loads(line) | {"time": ""} == {
-        "time": "", "level": "info", "logger": "yolov9.stream", "message": "state=running\nx", "stream": "door",
-    }  # fmt: skip
