@@ -228,6 +228,8 @@ class Decoder:
         if self._sets is None and self._info.width and self._info.height:
             # Old codecs leave it to the container to tell.
             context.width, context.height = self._info.width, self._info.height
+        if self._info.pixel_format:
+            context.pix_fmt = self._info.pixel_format
         # One thread holds no picture back. Slices as threads would not either, but cameras send one slice a picture.
         context.thread_count = self._threads
         context.thread_type = "NONE" if self._threads == 1 else "FRAME"

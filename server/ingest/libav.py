@@ -1,14 +1,15 @@
-"""Files, HTTP and, as a fall-back, RTSP through libavformat: opened with time-outs, cut into access units.
+"""Whatever libavformat reads, cut into access units: files, HTTP, HLS, MPEG-TS, RTMP, devices, and RTSP as a fall-back.
 
 What libavformat really does (PyAV 18, FFmpeg 8.1), and what follows from it:
 
-* Its RTSP demuxer gives a frame out when the next one begins, so every arrival is stated with an uncertainty of one
-  frame interval. It hides RTP sequence numbers; losses show in its log only, without naming the frame, so the frame at
-  hand and the next one count as damaged.
-* After a read time-out an RTSP container can go on reading: a short one serves as the tick. Over HTTP it can't (the
-  stream is at its end from then on): there, units() is silent for as long as the read time-out.
+* Parsers give a frame out when the next one begins, so every arrival is stated with an uncertainty of one frame
+  interval; MPEG-TS knows the end of a frame's packets by the next frame, too: two intervals.
+* Damage in MPEG-TS is told with the frame *before* the damaged one (the flag takes another way than the data, which
+  lie in the parser), losses in RTSP by its log alone. So the frame at hand and the next one count as damaged.
+* After a read time-out an RTSP container can go on reading: a short one serves as the tick. Others can't (the stream
+  is at its end from then on): there, units() is silent for as long as the read time-out.
 * Other streams (audio) are read as well, or a camera that only sends sound would never count as stalled.
-* A URL or a playlist can lead elsewhere: schemes, protocols and container formats are restricted to what is served.
+* What it reads from, and whom it may reach, is the affair of `inputs`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import re
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import av
 import av.error
@@ -28,8 +28,10 @@ from av.format import Flags
 from av.video.stream import VideoStream
 
 from server.ingest.complaints import listener
-from server.ingest.libav_errors import opening_error, reading_error
+from server.ingest.inputs import FileInput, Input, Opening, input_for
+from server.ingest.libav_errors import Lines, opening_error, reading_error
 from server.ingest.nal import is_reference
+from server.ingest.network import ANYWHERE, Networks
 from server.ingest.pacing import Pacer
 from server.ingest.source import AccessUnit, Reason, SourceError, StreamInfo
 
@@ -38,30 +40,15 @@ _DEFAULT_FPS = 25.0
 """Of raw streams without time stamps."""
 _OPEN_SHARE = 0.6
 """PyAV applies the time-out twice: to the handshake, then to the first frames."""
+_HELD_FRAMES = {"mpegts": 2, "flv": 0, "live_flv": 0, "video4linux2,v4l2": 0}
+"""So many frames have to begin after one before it comes out of a live container; 1 if not listed."""
 _ANNEXB_FILTERS = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
-_RTSP_SCHEMES = ("rtsp", "rtsps", "rtspt")
-_HTTP_SCHEMES = ("http", "https")
-_CONTAINERS = "mov,matroska,mpegts,avi,flv,h264,hevc,mpeg,mpegvideo,mjpeg,mpjpeg,ogg,asf,ivf,obu,mxf"
 _RTP_LOSS = re.compile(r"RTP: missed (-?\d+) packets")
 _NO_TIMESTAMPS = int(Flags.no_timestamps.value)  # type: ignore[call-overload]
-_OPTIONS: dict[str, dict[str, str]] = {
-    # No playlists, no concatenation, no session descriptions: they name other files.
-    "file": {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS},
-    "http": {
-        "protocol_whitelist": "http,https,httpproxy,tcp,tls,crypto",
-        "format_whitelist": f"{_CONTAINERS},hls,live_flv",
-        "analyzeduration": "1000000",
-    },
-    "rtsp": {
-        "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls",
-        "format_whitelist": "rtsp,mpegts",
-        "analyzeduration": "200000",  # opens in .3 s and without a backlog, instead of 1.9 s with 27 frames
-    },
-}
 
 
 class LibavSource:
-    """See `server.ingest.source.Source`. `url`: rtsp(s), http(s) or the absolute path of a file.
+    """See `server.ingest.source.Source`. `url`: what `input_for` serves, an absolute path among others.
 
     `transport` (tcp, udp, auto) is for RTSP. `loop`: a file begins anew at its end, with time stamps that go on.
     `realtime`: files (also over HTTP) are paced by their time stamps, as a camera would.
@@ -78,28 +65,28 @@ class LibavSource:
         *,
         loop: bool = False,
         realtime: bool = True,
+        networks: Networks = ANYWHERE,
+        reads: Input | None = None,
     ) -> None:
+        """`reads`: instead of what the address says. Raises SourceError for an address that is not served."""
         listener()  # libav's log is on: it tells what exceptions do not
-        self._address, self._kind = _address(url, username, password)
-        # Automatic: TCP, then UDP where the camera refuses TCP.
-        self._transports = {"auto": ("tcp", "udp")}.get(transport, (transport,))
-        if url.lower().startswith("rtspt:"):
-            self._transports = ("tcp",)
+        self._input = reads or input_for(url, username, password, transport, networks)
+        self._path = url if isinstance(self._input, FileInput) else None
         self._open_timeout_s = open_timeout_s
         self._read_timeout_s = read_timeout_s
-        self._loop = loop and self._kind == "file"
+        self._loop = loop and self._path is not None
         self._realtime = realtime
         self._container: InputContainer | None = None
         self._timeline = _Timeline()
 
     def __repr__(self) -> str:
-        return f"LibavSource({self._kind})"
+        return f"LibavSource({type(self._input).__name__})"
 
     def open(self) -> StreamInfo:
         """Connect or open. Raises SourceError, at the latest 1.2 open time-outs later."""
         self.close()
         self._timeline = _Timeline()
-        rotation = self._rotation() if self._kind == "file" else 0
+        rotation = 0 if self._path is None else self._rotation(self._path)
         self._open_container()
         return self._describe(rotation)
 
@@ -132,21 +119,12 @@ class LibavSource:
         container, self._container = self._container, None
         if container is not None:
             container.close()
+        self._input.close()
 
     # Opening.
 
     def _open_container(self) -> None:
-        if self._kind != "rtsp":
-            container = self._try_open({})
-            self._transport = self._kind
-        for transport in self._transports if self._kind == "rtsp" else ():
-            try:
-                container = self._try_open({"rtsp_transport": transport})
-                self._transport = transport
-                break
-            except SourceError as error:
-                if error.reason is not Reason.PROTOCOL or transport == self._transports[-1]:
-                    raise
+        container, opening = self._first_that_opens()
         self._container = container
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.codec_context is None:
@@ -154,11 +132,13 @@ class LibavSource:
             raise SourceError(Reason.CODEC, "there is no video in it, or in a codec that is not supported")
         self._stream = stream
         self._codec = stream.codec.canonical_name
-        self._live = self._kind == "rtsp" or (self._kind == "http" and container.duration is None)
+        self._live = container.duration is None if self._input.live is None else self._input.live
+        self._transport = opening.transport
         # A series of JPEGs: what libav states as time and rate of it is made up.
         self._untimed = self._live and bool(container.format.flags & _NO_TIMESTAMPS)
         self._fps = 0.0 if self._untimed else float(stream.average_rate or stream.guessed_rate or 0)
         self._frame_s = 1.0 / (self._fps or _DEFAULT_FPS)
+        self._held_frames = _HELD_FRAMES.get(container.format.name, 1)
         # An HLS playlist hands out several seconds at once.
         self._paced = (self._realtime and not self._live) or container.format.name == "hls"
         extradata = stream.codec_context.extradata or b""
@@ -168,17 +148,33 @@ class LibavSource:
             extradata = b""  # the filter puts the parameter sets in front of each keyframe
         self._extradata = extradata
 
-    def _try_open(self, options: dict[str, str]) -> InputContainer:
+    def _first_that_opens(self) -> tuple[InputContainer, Opening]:
+        deadline = time.monotonic() + self._open_timeout_s
+        self._input.allow_until(deadline, SourceError(Reason.TIMEOUT, "no answer within the time-out"))
+        refused: SourceError | None = None
+        for opening in self._input.openings(deadline):
+            try:
+                return self._try_open(opening), opening
+            except SourceError as error:
+                refused = error
+                if error.reason is not Reason.PROTOCOL:
+                    break
+        assert refused is not None
+        raise refused
+
+    def _try_open(self, opening: Opening) -> InputContainer:
         begun = time.monotonic()
         limit = self._open_timeout_s * _OPEN_SHARE
-        # A read time-out that an RTSP stream survives is the tick; HTTP and files do not survive one.
-        tick = TICK_S if self._kind == "rtsp" else self._read_timeout_s
+        tick = TICK_S if self._input.survives_silence else self._read_timeout_s
         with av.logging.Capture() as lines:
             try:
-                return av.open(self._address, options=_OPTIONS[self._kind] | options, timeout=(limit, tick))
+                return av.open(
+                    opening.file, "r", opening.format, dict(opening.options), timeout=(limit, tick),
+                    io_open=opening.io_open,
+                )  # fmt: skip
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 late = time.monotonic() - begun >= limit
-                raise opening_error(error, lines, timed_out=late, network=self._kind != "file") from None
+                raise opening_error(error, lines, timed_out=late, network=self._input.network) from None
 
     def _describe(self, rotation: int) -> StreamInfo:
         context = self._stream.codec_context
@@ -192,16 +188,18 @@ class LibavSource:
             client="libav",
             live=self._live,
             rotation=rotation,
+            pixel_format=(context.pix_fmt or "") if self._codec == "rawvideo" else "",
         )
 
-    def _rotation(self) -> int:
+    def _rotation(self, path: str) -> int:
         """Phones store pictures lying and note the angle in the container; PyAV tells it with a decoded frame only."""
-        options = _OPTIONS["file"]
         with av.logging.Capture():
             try:
-                with av.open(self._address, options=options, timeout=self._open_timeout_s * _OPEN_SHARE) as container:
-                    for frame in container.decode(video=0):
-                        return round(frame.rotation / 90) % 4 * 90
+                for opening in FileInput(path).openings(0.0):
+                    limit = self._open_timeout_s * _OPEN_SHARE
+                    with av.open(path, options=dict(opening.options), timeout=limit) as container:
+                        for frame in container.decode(video=0):
+                            return round(frame.rotation / 90) % 4 * 90
             except (av.error.FFmpegError, OSError, ValueError, IndexError):
                 pass  # opening it properly will tell what is wrong
         return 0
@@ -216,6 +214,7 @@ class LibavSource:
         self._suspects = 0
         self._lost = 0
         while True:
+            self._input.allow_until(heard_at + self._read_timeout_s, self._stalled())
             with av.logging.Capture() as lines:
                 try:
                     packet = next(packets, None)
@@ -226,26 +225,32 @@ class LibavSource:
                 except (av.error.EOFError, av.error.ConnectionResetError, av.error.BrokenPipeError):
                     return
                 except (av.error.FFmpegError, OSError, ValueError) as error:
-                    raise reading_error(error, network=self._kind != "file") from None
-            for _, _, text in lines:
-                if match := _RTP_LOSS.search(text):
-                    self._lost += abs(int(match[1]))
-                    self._suspects = 2  # this one, and the one that was being received
+                    raise reading_error(error, network=self._input.network) from None
             if packet is None:
                 return
-            now = time.monotonic()
+            self._note_losses(packet, lines)
             if packet.stream_index != self._stream.index or not packet.size:
-                if now - heard_at >= self._read_timeout_s and packet.size:
+                if time.monotonic() - heard_at >= self._read_timeout_s and packet.size:
                     raise self._stalled()
                 continue
-            heard_at = now
             if self._filter is None:
                 yield packet
             else:
                 yield from self._filter.filter(packet)
+            heard_at = time.monotonic()  # here, so that a frame that was not due yet is no silence
+
+    def _note_losses(self, packet: av.Packet[Any], lines: Lines) -> None:
+        lost = self._input.take_lost()
+        lost += sum(abs(int(match[1])) for _, _, text in lines if (match := _RTP_LOSS.search(text)))
+        if packet.is_corrupt and packet.stream_index == self._stream.index:
+            lost += 1
+        if lost:
+            self._lost += lost
+            self._suspects = 2  # this one, and the one that was being received
 
     def _after_silence(self, heard_at: float) -> Iterator[av.Packet[Any]]:
-        if self._container is None or self._kind != "rtsp" or time.monotonic() - heard_at >= self._read_timeout_s:
+        silent_s = time.monotonic() - heard_at
+        if self._container is None or not self._input.survives_silence or silent_s >= self._read_timeout_s:
             raise self._stalled()
         return self._container.demux()
 
@@ -264,7 +269,7 @@ class LibavSource:
         # does not come from anywhere.
         held_s = 0.0
         if self._live and not self._paced:
-            held_s = now - self._given_at if self._untimed else self._frame_s
+            held_s = now - self._given_at if self._untimed else self._frame_s * self._held_frames
         self._given_at = now
         data = bytes(packet)
         damaged = self._suspects > 0 or packet.is_corrupt
@@ -313,19 +318,3 @@ class _Timeline:
         duration = max((packet.duration or 0) * base, frame_s)  # demuxers make short ones up
         self._end = max(self._end, pts + self._offset + duration)
         return pts + self._offset, dts + self._offset
-
-
-def _address(url: str, username: str | None, password: str | None) -> tuple[str, str]:
-    """(what libavformat opens, file | http | rtsp). Credentials go into it percent-encoded, and nowhere else."""
-    if url.startswith("/"):
-        return url, "file"
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    if scheme not in (*_RTSP_SCHEMES, *_HTTP_SCHEMES) or not parts.netloc:
-        raise SourceError(Reason.ERROR, "not an address that is served: rtsp(s)://, http(s):// or an absolute path")
-    host = parts.netloc.rpartition("@")[2]
-    if username is not None:
-        user_info = quote(username, safe="") + (f":{quote(password, safe='')}" if password is not None else "")
-        host = f"{user_info}@{host}"
-    written = "rtsp" if scheme == "rtspt" else scheme
-    return urlunsplit((written, host, parts.path, parts.query, "")), "rtsp" if scheme in _RTSP_SCHEMES else "http"

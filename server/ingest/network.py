@@ -65,6 +65,32 @@ def plain_address(text: str) -> IPv4Address | IPv6Address:
     return parsed
 
 
+class Patience:
+    """Until when reads may wait, and what is raised then. One for all reads of a source."""
+
+    def __init__(self) -> None:
+        self._deadline = 0.0
+        self._late = SourceError(Reason.TIMEOUT, "no answer within the time-out")
+
+    def allow_until(self, deadline: float, late: SourceError) -> None:
+        """`deadline`: monotonic seconds."""
+        self._deadline, self._late = deadline, late
+
+    @property
+    def deadline(self) -> float:
+        return self._deadline
+
+    def left_s(self) -> float:
+        """Raises the error once nothing is left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise self.late()
+        return left
+
+    def late(self) -> SourceError:
+        return SourceError(self._late.reason, self._late.detail)
+
+
 def resolve(
     host: str, port: int, deadline: float, networks: Networks = ANYWHERE, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> list[tuple[int, Any]]:

@@ -61,6 +61,8 @@ class StreamInfo:
     """A camera: paced by itself, low delay. False: a file that can wait for us."""
     rotation: int = 0
     """Degrees counter-clockwise (0, 90, 180, 270) by which pictures are to be turned; known to the container only."""
+    pixel_format: str = ""
+    """FFmpeg's name, where the pictures are not coded (rawvideo)."""
 
 
 @dataclass(frozen=True, slots=True)

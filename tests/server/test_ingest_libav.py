@@ -159,7 +159,7 @@ def test_files_that_are_no_video_are_refused(media: Path, name: str, content: by
 @pytest.mark.parametrize(
     "url",
     ["file:///etc/passwd", "concat:/a|/b", "subfile,,start,0,end,9,,:/etc/passwd", "relative.mp4", "ftp://host/x", "",
-     "data:video/mp4;base64,AAAA", "pipe:0", "udp://239.0.0.1:1", "rtsp:///x", "crypto:/x", "HTTP:/x"],
+     "data:video/mp4;base64,AAAA", "pipe:0", "udp://239.0.0.1", "rtsp:///x", "crypto:/x", "HTTP:/x", "tcp://h:1"],
 )  # fmt: skip
 def test_only_served_addresses_are_opened(url: str) -> None:
     with pytest.raises(SourceError) as caught:
@@ -252,7 +252,7 @@ def test_http_errors_become_reasons_and_keep_secrets(status: int, reason: Reason
     told = f"{caught.value} {caught.value.detail} {source!r} {caught.value.__cause__} {caught.value.__context__!r}"
     assert "geh" not in caught.value.detail
     assert "geh" not in repr(source)
-    assert caught.value.__suppress_context__, f"a traceback would tell the address: {told[:20]}"
+    assert caught.value.__context__ is None or caught.value.__suppress_context__, f"the traceback tells {told[:20]}"
 
 
 @pytest.mark.system
@@ -319,19 +319,16 @@ def test_a_series_of_jpegs_is_a_camera_without_a_clock() -> None:
         source = LibavSource(f"{address}/video", read_timeout_s=2)
         info = source.open()
         assert (info.codec, info.live, info.fps) == ("mjpeg", True, 0)
-        units: list[AccessUnit] = []
-        with pytest.raises(SourceError) as caught:
-            units.extend(unit for unit in source.units() if unit is not None)
-        source.close()
-    assert caught.value.reason is Reason.ENDED
+        units = read(source)
     assert [unit.data[:4000] for unit in units] == [jpeg[:4000] for jpeg in jpegs]
     assert {unit.pts for unit in units} == {None}, "libav would make times up"
     assert all(0.02 < unit.arrival_uncertainty_s < 0.5 for unit in units[1:])
 
 
 @pytest.mark.system
-def test_a_live_http_stream_that_goes_silent_has_stalled(media: Path) -> None:
-    content = (media / "clip.ts").read_bytes()
+def test_a_live_http_stream_that_goes_silent_has_stalled(tmp_path: Path) -> None:
+    """Late enough for libavformat to have found out what it is."""
+    content = write_clip(tmp_path / "clip.ts", frames=50).read_bytes()
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -350,11 +347,11 @@ def test_a_live_http_stream_that_goes_silent_has_stalled(media: Path) -> None:
         info = source.open()
         assert info.live
         units = source.units()
-        got = []
+        got: list[AccessUnit | None] = []
         with pytest.raises(SourceError) as caught:
             got.extend(units)
         source.close()
         over.set()
     assert caught.value.reason is Reason.STALLED
-    assert len([unit for unit in got if unit]) >= 18
-    assert all(unit.arrival_uncertainty_s == pytest.approx(1 / FPS) for unit in got if unit), "held by the parser"
+    assert len([unit for unit in got if unit]) >= 48
+    assert all(unit.arrival_uncertainty_s == pytest.approx(2 / FPS) for unit in got if unit), "held by the parser"
