@@ -80,11 +80,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(options: Sequence[str], log: Path) -> Iterator[Server]:
-    """`python -m server` with these options on a free port; its log goes to the file `log`."""
+def running_server(options: Sequence[str], log: Path, module: str = "server") -> Iterator[Server]:
+    """`python -m MODULE` with these options on a free port; its log goes to the file `log`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--port", str(port), *options]
+    command = [sys.executable, "-m", module, "--port", str(port), *options]
     with log.open("w") as sink:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=sink)
     try:

@@ -79,14 +79,14 @@ def describe(error: Exception) -> str:
 
 def _factory(config: WorkerConfig) -> Callable[[WorkerConfig], Loaded]:
     if config.engine_factory is None:
-        return _from_bundle
+        return from_bundle
     module, _, function = config.engine_factory.partition(":")
     made: Callable[[WorkerConfig], Loaded] = getattr(importlib.import_module(module), function)
     return made
 
 
-def _from_bundle(config: WorkerConfig) -> Loaded:
-    """BundleError, EngineError."""
+def from_bundle(config: WorkerConfig) -> Loaded:
+    """The engine that the configuration asks for; not tried out yet. BundleError, EngineError."""
     bundle = Bundle.load(config.bundle)
     make = partial(create, bundle, threads=config.threads, max_batch=config.max_batch, cache_dir=config.cache_dir)
     choice, upgrade = _choose(bundle, config)
