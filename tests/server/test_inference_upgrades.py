@@ -327,7 +327,7 @@ class TestLoading:
         return house
 
     def load(self, engine: str = "auto", **fields: Any) -> Loaded:
-        return loading._from_bundle(WorkerConfig(bundle="/bundle", engine=engine, **fields))
+        return loading.from_bundle(WorkerConfig(bundle="/bundle", engine=engine, **fields))
 
     @pytest.mark.parametrize("engine", ["auto", "tensorrt"])
     def test_the_next_best_serves_until_tensorrt_is_built(self, house: SimpleNamespace, engine: str) -> None:
