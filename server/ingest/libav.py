@@ -269,7 +269,8 @@ class LibavSource:
         # does not come from anywhere.
         held_s = 0.0
         if self._live and not self._paced:
-            held_s = now - self._given_at if self._untimed else self._frame_s * self._held_frames
+            # Measured rather than by the stated rate, which may be a lie.
+            held_s = now - self._given_at if self._held_frames == 1 else self._frame_s * self._held_frames
         self._given_at = now
         data = bytes(packet)
         damaged = self._suspects > 0 or packet.is_corrupt

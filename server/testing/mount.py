@@ -66,6 +66,8 @@ class SentFrame:
     rtp_timestamp: int
     index: int
     """Of the frame within its clip, decoding order."""
+    began_at: float
+    """CLOCK_MONOTONIC seconds, before its first packet was given to the kernel."""
     sent_at: float
     """CLOCK_MONOTONIC seconds, taken when its last packet had been given to the kernel for the last client."""
     captured_unix: float
@@ -189,6 +191,7 @@ class LiveMount:
         if faults.harms_packets():
             packets, harmed = faults.damage(packets, self._rng)
         joined = [client for client, has_joined in self.clients.items() if has_joined]
+        began_at = time.monotonic()
         self._send_tcp([client for client in joined if client.transport == "tcp"], packets)
         await self._send_udp([client for client in joined if client.transport == "udp"], packets)
         self.frames_sent += bool(joined)
@@ -196,6 +199,7 @@ class LiveMount:
             SentFrame(
                 rtp_timestamp=self._track.timestamp(ticks),
                 index=scheduled.index,
+                began_at=began_at,
                 sent_at=time.monotonic(),
                 captured_unix=self._wall_clock(self._captured_at(scheduled.pts)),
                 keyframe=frame.keyframe,

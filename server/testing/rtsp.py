@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
         head, separator, _ = bytes(self._buffer).partition(b"\r\n\r\n")
         if not separator:
             return False
-        request = _parse(head)
+        request = parse_request(head)
         body_bytes = int(request.headers.get("content-length", "0") or 0) if request else 0
         end = len(head) + len(separator) + body_bytes
         if len(self._buffer) < end:
@@ -292,7 +292,7 @@ class Connection(asyncio.Protocol):
             self._session_id = ""
 
 
-def _parse(head: bytes) -> Request | None:
+def parse_request(head: bytes) -> Request | None:
     """A request from its head without the empty line; None if it is none."""
     lines = head.decode("utf-8", "replace").split("\r\n")
     first = lines[0].split(" ")

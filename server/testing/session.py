@@ -37,7 +37,7 @@ class Session:
         """Sends to these ports (RTP, RTCP) of the host that the connection comes from."""
         session = cls(mount, link, "udp", 0)
         host, peer = link.local_host, link.peer_host
-        rtp, rtcp = _udp_pair(host)
+        rtp, rtcp = udp_pair(host)
         rtp.connect((peer, ports[0]))
         rtcp.connect((peer, ports[1]))
         session._udp = rtp, rtcp
@@ -56,11 +56,11 @@ class Session:
         if self._udp is None:
             return  # closed while the packets of a frame were on their way
         for packet in packets:
-            _send_datagram(self._udp[0], packet)
+            send_datagram(self._udp[0], packet)
 
     def send_rtcp(self, packet: bytes) -> None:
         if self._udp is not None:
-            _send_datagram(self._udp[1], packet)
+            send_datagram(self._udp[1], packet)
         elif self.transport == "tcp":
             self._link.send_media(b"$" + struct.pack(">BH", self.channel + 1, len(packet)) + packet)
 
@@ -81,7 +81,7 @@ class Session:
             self._udp = None
 
 
-def _udp_pair(host: str) -> tuple[socket.socket, socket.socket]:
+def udp_pair(host: str) -> tuple[socket.socket, socket.socket]:
     """Two sockets on neighbouring ports, the first one even, as RFC 3550 asks."""
     for _ in range(100):
         rtp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -101,7 +101,7 @@ def _udp_pair(host: str) -> tuple[socket.socket, socket.socket]:
     raise OSError("no pair of neighbouring UDP ports is free")
 
 
-def _send_datagram(sock: socket.socket, packet: bytes) -> None:
+def send_datagram(sock: socket.socket, packet: bytes) -> None:
     try:
         sock.send(packet)
     except OSError:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -65,8 +65,25 @@ def make_clip(
 
     `gop`: frames from keyframe to keyframe (all closed). `quality`: CRF; less is more bytes. Sides must be even."""
     pictures = (draw(width, height, first_number + index) for index in range(frames))
-    coding = _Coding(width, height, fps, codec, gop, b_frames, quality)
-    return _cached(f"synthetic-{_VERSION}-{first_number}-{frames}", pictures, coding)
+    content = f"synthetic-{_VERSION}-{first_number}-{frames}"
+    return coded(content, pictures, width=width, height=height, fps=fps, codec=codec, gop=gop, b_frames=b_frames,
+                 quality=quality)  # fmt: skip
+
+
+def coded(
+    content: str,
+    pictures: Iterable[npt.NDArray[np.uint8]],
+    *,
+    width: int,
+    height: int,
+    fps: float = 25.0,
+    codec: Codec = "h264",
+    gop: int = 25,
+    b_frames: int = 0,
+    quality: int = 23,
+) -> Path:
+    """An MP4 file of pictures (height, width, 3) RGB. `content` names what they show, for the cached file's name."""
+    return _cached(content, pictures, _Coding(width, height, fps, codec, gop, b_frames, quality))
 
 
 def reencode(
@@ -140,7 +157,7 @@ def _scaled(source: Path, width: int, height: int, frames: int | None) -> Iterat
             yield np.asarray(frame.to_ndarray(format="rgb24", width=width, height=height), np.uint8)
 
 
-def _cached(content: str, pictures: Iterator[npt.NDArray[np.uint8]], coding: _Coding) -> Path:
+def _cached(content: str, pictures: Iterable[npt.NDArray[np.uint8]], coding: _Coding) -> Path:
     folder = Path(tempfile.gettempdir()) / f"yolov9-clips-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{content}-{coding.key}.mp4"
@@ -158,7 +175,7 @@ def _cached(content: str, pictures: Iterator[npt.NDArray[np.uint8]], coding: _Co
     return path
 
 
-def _encode(path: str, pictures: Iterator[npt.NDArray[np.uint8]], coding: _Coding) -> None:
+def _encode(path: str, pictures: Iterable[npt.NDArray[np.uint8]], coding: _Coding) -> None:
     parameters = f"keyint={coding.gop}:min-keyint={coding.gop}:scenecut=0:bframes={coding.b_frames}:open-gop=0"
     options = {"crf": str(coding.quality), "preset": "ultrafast", "threads": "1"}
     if coding.codec == "h264":

@@ -4,15 +4,24 @@
 
 Prints the address of each mount once it listens, and ends at the end of standard input. A file is read once into memory
 as coded frames, and goes out through an appsrc with times that go on over the loop (`multifilesrc loop=true` has none).
+
+`--log FILE` makes it a live camera: each frame is pushed when it is due, and when its last packet goes to the sinks a
+line of JSON says so: {"path", "index" (of the frame in its clip), "rtp" (time stamp), "began", "sent" (both
+monotonic seconds), "captured" (Unix seconds)}.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import struct
 import sys
 import threading
+import time
+from collections import deque
 from dataclasses import dataclass
+from typing import TextIO
 
 import gi
 
@@ -102,19 +111,78 @@ class Loop:
         source.emit("push-buffer", buffer)
 
 
-def make_factory(clip: Clip) -> GstRtspServer.RTSPMediaFactory:
+class Live(threading.Thread):
+    """Feeds one appsrc as a camera would: each frame when it is due, whether anyone takes it or not. One for each
+    media; ends with it. Frames leave in the order in which they were pushed, so the next marker bit is the oldest's."""
+
+    def __init__(self, path: str, clip: Clip, source: Gst.Element, payloader: Gst.Element, log: TextIO) -> None:
+        super().__init__(daemon=True)
+        self._path, self._clip, self._source, self._log = path, clip, source, log
+        self._under_way: deque[tuple[int, float]] = deque()
+        self._began: float | None = None
+        payloader.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER | Gst.PadProbeType.BUFFER_LIST, self._look)
+
+    def run(self) -> None:
+        started, turn, index = time.monotonic(), 0, 0
+        first = self._clip.frames[0].dts
+        while True:
+            frame = self._clip.frames[index]
+            due = started + (turn * self._clip.duration + frame.dts - first) / Gst.SECOND
+            time.sleep(max(0.0, due - time.monotonic()))
+            if self._source.get_state(0)[1] == Gst.State.PLAYING and not self._push(index, frame):
+                return
+            index += 1
+            if index == len(self._clip.frames):
+                index, turn = 0, turn + 1
+
+    def _push(self, index: int, frame: Frame) -> bool:
+        running = self._source.get_clock().get_time() - self._source.get_base_time()
+        buffer = Gst.Buffer.new_wrapped(frame.data)
+        buffer.dts, buffer.duration = running, frame.duration
+        buffer.pts = running + frame.pts - frame.dts
+        self._under_way.append((index, time.time() + (frame.pts - frame.dts) / Gst.SECOND))
+        return bool(self._source.emit("push-buffer", buffer) == Gst.FlowReturn.OK)
+
+    def _look(self, _pad: Gst.Pad, info: Gst.PadProbeInfo) -> Gst.PadProbeReturn:
+        many = info.get_buffer_list() if info.type & Gst.PadProbeType.BUFFER_LIST else None
+        for buffer in [many.get(n) for n in range(many.length())] if many else [info.get_buffer()]:
+            _, kind, _, timestamp = struct.unpack("!BBHI", buffer.extract_dup(0, 8))
+            now = time.monotonic()
+            self._began = self._began or now
+            if kind & 0x80:
+                index, captured = self._under_way.popleft()
+                line = {"path": self._path, "index": index, "rtp": timestamp, "began": self._began, "sent": now,
+                        "captured": captured}  # fmt: skip
+                print(json.dumps(line), file=self._log, flush=True)
+                self._began = None
+        return Gst.PadProbeReturn.OK
+
+
+def _hurry(element: Gst.Element) -> None:
+    if element.find_property("processing-deadline"):
+        element.set_property("processing-deadline", 0)
+
+
+def make_factory(path: str, clip: Clip, log: TextIO | None) -> GstRtspServer.RTSPMediaFactory:
     """One media for all clients of the mount, as with a camera."""
     factory = GstRtspServer.RTSPMediaFactory()
+    # What is pushed live has gone through the parser already, which would hold each frame until the next one.
     factory.set_launch(
         f'( appsrc name=source format=time max-bytes=200000 caps="{clip.caps.replace(chr(34), "")}" '
-        f"! {clip.parser} ! {clip.payloader} name=pay0 pt=96 config-interval=-1 )"
+        + ("is-live=true " if log else f"! {clip.parser} ")
+        + f"! {clip.payloader} name=pay0 pt=96 config-interval=-1 )"
     )
     factory.set_shared(True)
 
     def configure(_factory: GstRtspServer.RTSPMediaFactory, media: GstRtspServer.RTSPMedia) -> None:
-        loop = Loop(clip)
-        source = media.get_element().get_by_name_recurse_up("source")
-        source.connect("need-data", loop.feed)
+        element = media.get_element()
+        source = element.get_by_name_recurse_up("source")
+        # Sinks that hold each frame for the 20 ms that others might need would send later than the log says.
+        element.get_parent().connect("deep-element-added", lambda _pipeline, _bin, added: _hurry(added))
+        if log is None:
+            source.connect("need-data", Loop(clip).feed)
+        else:
+            Live(path, clip, source, element.get_by_name_recurse_up("pay0"), log).start()
 
     factory.connect("media-configure", configure)
     return factory
@@ -138,17 +206,19 @@ def protect(server: GstRtspServer.RTSPServer, user: str, password: str, scheme: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mount", action="append", required=True, metavar="PATH=CLIP")
+    parser.add_argument("--port", default="0", help="0: a free one")
     parser.add_argument("--user")
     parser.add_argument("--auth", choices=["basic", "digest"], default="digest")
+    parser.add_argument("--log", type=argparse.FileType("w"), metavar="FILE", help="be live, and log what was sent")
     arguments = parser.parse_args()
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
-    server.set_service("0")
+    server.set_service(arguments.port)
     paths = []
     for mount in arguments.mount:
         path, _, clip = mount.partition("=")
-        factory = make_factory(read_clip(clip))
+        factory = make_factory(path, read_clip(clip), arguments.log)
         if arguments.user:
             permissions = GstRtspServer.RTSPPermissions()
             permissions.add_permission_for_role("user", "media.factory.access", True)
