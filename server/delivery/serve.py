@@ -8,10 +8,12 @@ import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
+from server.delivery.connections import BoundedHttp, Bounds
 from server.delivery.push import PushProtocol
 from server.settings import ServerSettings
 
@@ -42,11 +44,12 @@ async def serve(
     `ready` gets the real address (http://127.0.0.1:43211) once connections are taken. Raises ServeError if the address
     cannot be had. Takes over both signals only if it runs in the main thread.
     """
+    bounds = Bounds(settings.max_connections, settings.max_connections_per_address)
     sockets = _listen(settings.host, settings.port)
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=partial(BoundedHttp, bounds),  # type: ignore[arg-type]
             ws=PushProtocol,
             ws_max_size=_MAX_INCOMING_BYTES,
             ws_ping_interval=_PING_S,
@@ -54,8 +57,8 @@ async def serve(
             ws_per_message_deflate=False,  # frames are shared by all clients
             lifespan="off",
             log_config=None,
-            # Its info lines of WebSockets hold whole request lines.
-            log_level="warning",
+            # Its info lines of WebSockets hold whole request lines, its warnings come once for each broken request.
+            log_level="error",
             access_log=False,
             proxy_headers=False,
             server_header=False,
