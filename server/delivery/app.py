@@ -18,6 +18,7 @@ from server.delivery import (
     session,
     snapshots,
     streams,
+    web,
 )
 from server.delivery.auth import Doorkeeper, Guard
 from server.delivery.context import Context
@@ -47,7 +48,7 @@ def create_app(runtime: RuntimePort, settings: ServerSettings) -> FastAPI:
     problems.install(app)
     documented.install_openapi(app, token=not access.open)
     # detections last: it catches unknown WebSocket paths
-    for room in (health, session, docs, streams, snapshots, detect, detections):
+    for room in (health, web, session, docs, streams, snapshots, detect, detections):
         app.include_router(room.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, access=access, doorkeeper=doorkeeper, settings=settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from starlette.responses import RedirectResponse
 from typing_extensions import TypedDict
 
 from server.delivery.context import InContext
@@ -48,9 +47,3 @@ async def readyz(context: InContext) -> Ready:
 async def metrics(context: InContext) -> Response:
     """For Prometheus."""
     return Response(context.runtime.metrics.render(), 200, {"Content-Type": CONTENT_TYPE})
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """To the description of this interface."""
-    return RedirectResponse("/docs")

@@ -38,6 +38,7 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("GET", "/healthz"): _ANYBODY,
     ("GET", "/readyz"): _ANYBODY,
     ("GET", "/"): _ANYBODY,  # asks for the token
+    ("GET", "/web/{path:path}"): _ANYBODY,
     ("POST", "/session"): _ANYBODY,
     ("DELETE", "/session"): _ANYBODY,
     ("GET", "/session"): _ANY_TOKEN,
