@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from server.delivery.connections import BoundedHttp, Bounds
 from server.delivery.push import PushProtocol
+from server.delivery.tls import Certificate, TlsError
 from server.settings import ServerSettings
 
 _MAX_INCOMING_BYTES = 64 << 10
@@ -29,7 +30,7 @@ _SHUTDOWN_S = 2
 
 
 class ServeError(Exception):
-    """The server cannot listen. One sentence that names the address."""
+    """The server cannot listen, or not with this certificate. One sentence that names the address or the file."""
 
 
 async def serve(
@@ -44,6 +45,10 @@ async def serve(
     `ready` gets the real address (http://127.0.0.1:43211) once connections are taken. Raises ServeError if the address
     cannot be had. Takes over both signals only if it runs in the main thread.
     """
+    try:
+        certificate = Certificate.of(settings)
+    except TlsError as error:
+        raise ServeError(f"TLS: {error}") from None
     bounds = Bounds(settings.max_connections, settings.max_connections_per_address)
     sockets = _listen(settings.host, settings.port)
     server = _Server(
@@ -63,22 +68,26 @@ async def serve(
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=30,
+            ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
     )
     asked = stop or asyncio.Event()
     with _signals(asked.set):
-        watching = asyncio.create_task(app.state.context.access.watch())
+        watching = [asyncio.create_task(app.state.context.access.watch())]
+        if certificate is not None:
+            watching.append(asyncio.create_task(certificate.watch()))
         serving = asyncio.create_task(server.serve(sockets))
         for event in (server.up, asked):  # if it ends by itself, this ends with its error
             serving.add_done_callback(lambda _, event=event: event.set())  # type: ignore[misc]
         try:
             await server.up.wait()
             if server.started:
-                ready(_address(settings.host, sockets[0]))
+                ready(_address("http" if certificate is None else "https", settings.host, sockets[0]))
                 await asked.wait()
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             app.state.context.stop()
             server.should_exit = True
             await asyncio.shield(serving)
@@ -153,6 +162,6 @@ def _why(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 
-def _address(host: str, listener: socket.socket) -> str:
+def _address(scheme: str, host: str, listener: socket.socket) -> str:
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{listener.getsockname()[1]}"
+    return f"{scheme}://{name}:{listener.getsockname()[1]}"

@@ -20,7 +20,7 @@ from server.settings import ServerSettings
 class Live:
     runtime: FakeRuntime
     http: str
-    """http://127.0.0.1:PORT"""
+    """http://127.0.0.1:PORT, with TLS https://..."""
     stop: asyncio.Event
     task: asyncio.Task[None]
 
