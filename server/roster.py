@@ -159,10 +159,9 @@ class Roster:
 
         `checked`: classes that it names have been accepted before; a change of the model may have taken them away.
         """
-        try:
-            address = media.resolve(definition.url, self._settings.media)
-        except media.BadAddress as error:
-            raise InvalidField("url", str(error)) from None
+        address = self._resolve("url", definition.url)
+        if definition.detect_url is not None:
+            address = self._resolve("detect_url", definition.detect_url)
         if (definition.every_frame or definition.loop) and not media.is_file(address):
             name = "every_frame" if definition.every_frame else "loop"
             raise InvalidField(name, "is for files only; a live camera cannot wait")
@@ -171,6 +170,12 @@ class Roster:
         if definition.id not in self.streams and count >= self._settings.max_streams:
             raise NoCapacity(f"the server serves {self._settings.max_streams} streams at most (max_streams)")
         return address
+
+    def _resolve(self, field: str, url: str) -> str:
+        try:
+            return media.resolve(url, media.Rules.of(self._settings))
+        except media.BadAddress as error:
+            raise InvalidField(field, str(error)) from None
 
     def _check_classes(self, definition: StreamDefinition, checked: StreamDefinition | None) -> None:
         names = self._engine.model.names
@@ -241,4 +246,7 @@ class Roster:
             read_timeout_s=settings.read_timeout_s,
             backoff_initial_s=settings.backoff_initial_s,
             backoff_max_s=settings.backoff_max_s,
+            decoder=definition.decoder or "auto",
+            allow_networks=None if settings.allow_networks is None else [str(n) for n in settings.allow_networks],
+            deny_networks=[str(network) for network in settings.deny_networks],
         )

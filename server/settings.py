@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, ValidationEr
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.streams import NETWORK_SCHEMES
+from server.streams import SOURCE_SCHEMES
 
 ENVIRONMENT_PREFIX = "YOLOV9_"
 
@@ -96,13 +96,18 @@ class ServerSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged to stderr.")
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object a line.")
     source_schemes: CommaSeparated = Field(
-        list(NETWORK_SCHEMES), description="Addresses of streams may begin with these. In the environment: with commas."
+        list(SOURCE_SCHEMES), description="Addresses of streams may begin with these. In the environment: with commas."
     )
     allow_networks: Networks | None = Field(
         None, description="Cameras may be in these networks only (CIDR, with commas in the environment); null: in all."
     )
     deny_networks: Networks = Field(
         NO_SOURCES, description="No camera may be in these networks (CIDR), even if allow_networks names them."
+    )
+    allow_gstreamer: bool = Field(
+        False,
+        description="Take `gst: ...` pipelines as streams, from administrators. A pipeline can read and write any file "
+        "that the server can, and reach any network.",
     )
     allowed_hosts: CommaSeparated | None = Field(
         None,
@@ -146,8 +151,8 @@ class ServerSettings(BaseSettings):
     @field_validator("source_schemes")
     @classmethod
     def _known_schemes(cls, value: list[str]) -> list[str]:
-        if unknown := sorted(set(value) - set(NETWORK_SCHEMES)):
-            raise ValueError(f"{', '.join(unknown)}: not among {', '.join(NETWORK_SCHEMES)}")
+        if unknown := sorted(set(value) - set(SOURCE_SCHEMES)):
+            raise ValueError(f"{', '.join(unknown)}: not among {', '.join(SOURCE_SCHEMES)}")
         return value
 
     @field_validator("allowed_hosts")

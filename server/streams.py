@@ -22,7 +22,11 @@ from pydantic import (
 
 STREAM_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MASK = "***"
-NETWORK_SCHEMES = ("rtsp", "rtsps", "rtspt", "http", "https")
+NETWORK_SCHEMES = ("rtsp", "rtsps", "rtspt", "http", "https", "rtmp", "srt", "udp", "rtp")
+DEVICE_SCHEME = "v4l2"
+SOURCE_SCHEMES = (*NETWORK_SCHEMES, DEVICE_SCHEME)
+PIPELINE_PREFIX = "gst:"
+"""Of a GStreamer pipeline: no scheme that a setting could allow by mistake (see `allow_gstreamer`)."""
 
 
 def _printable(value: str) -> str:
@@ -81,7 +85,16 @@ Address = Annotated[
     AfterValidator(_clear_credentials),
     Field(json_schema_extra={"pattern": r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"}),
 ]
-ADDRESS = "rtsp(s)://, http(s):// or the path of a file below a media folder."
+ADDRESS = (
+    "rtsp(s)://, http(s):// (file, HLS, MJPEG), rtmp://, srt://, udp:// and rtp:// (MPEG-TS), v4l2:/dev/video0, the "
+    "path of a file below a media folder, or, where the server allows it, `gst: ... ! appsink`."
+)
+
+
+def _without_user_information(url: str) -> str:
+    if split_credentials(url)[1] is not None:
+        raise ValueError("must hold no user name or password: those of the stream are used")
+    return url
 
 
 class StreamFields(BaseModel):
@@ -99,6 +112,16 @@ class StreamFields(BaseModel):
     transport: Literal["tcp", "udp", "auto"] | None = Field(None, description="RTSP transport; auto tries TCP first.")
     rtsp_client: Literal["native", "libav"] | None = Field(
         None, description="native receives RTP itself (exact arrival times, loss by frame); libav is the fall-back."
+    )
+    detect_url: Annotated[Address, AfterValidator(_without_user_information)] | None = Field(
+        None,
+        description="The camera's sub-stream: opened instead of `url`, for detection and pictures alike. Same camera, "
+        "same user name and password.",
+    )
+    decoder: Literal["auto", "software", "cuda", "vaapi", "qsv"] | None = Field(
+        None,
+        description="What decodes: auto takes hardware that is there; what cannot be had falls back to software and "
+        "says so in `status.decoder_detail`.",
     )
     max_fps: Annotated[Finite, Field(gt=0, le=1000)] | None = Field(
         None, description="Detect at most so many frames a second."
@@ -127,7 +150,7 @@ class StreamFields(BaseModel):
         for name, value in super().__repr_args__():
             if name == "username" and value is not None:
                 value = MASK
-            yield name, masked_url(value) if name == "url" and isinstance(value, str) else value
+            yield name, masked_url(value) if name in ("url", "detect_url") and isinstance(value, str) else value
 
 
 class StreamPatch(StreamFields):
@@ -181,9 +204,16 @@ def reveal(model: StreamFields, **options: Any) -> dict[str, Any]:
     return data
 
 
+_LISTENING = ("udp", "rtp")
+"""Nobody is asked for anything; `udp://@239.1.1.1:1234` is a way of writing `listen`."""
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]|[^\s/?#@:\[\]]+)(?P<port>:\d{1,5})?(?=[/?#]|$)")
 """A host and perhaps a port, as they stand before a path."""
 _ADDRESS = re.compile(r"\[|\d{1,3}(?:\.\d{1,3}){3}$")
+
+
+def is_pipeline(url: str) -> bool:
+    """Whether it is a GStreamer pipeline instead of an address."""
+    return url.lower().startswith(PIPELINE_PREFIX)
 
 
 def split_credentials(url: str) -> tuple[str, str | None, str | None]:
@@ -197,6 +227,8 @@ def split_credentials(url: str) -> tuple[str, str | None, str | None]:
     if match is None:
         return url, None, None
     scheme, rest = match.groups()
+    if scheme.lower() in _LISTENING:
+        return f"{scheme}://{rest.removeprefix('@')}", None, None
     at = _end_of_user_information(rest)
     if at < 0:
         return url, None, None
@@ -240,8 +272,18 @@ _SECRET_IN_PATH = re.compile(r"((?:pass|pwd)[^=/&_]*)=.*?(?=_(?:channel|stream|u
 """Some recorders take `/user=admin_password=xyz_channel=1_stream=0.sdp`."""
 
 
+_SECRET_IN_PIPELINE = re.compile(
+    r"([\w-]*(?:pass|pwd|token|secret|auth|api-?key|user-(?:pw|id))[\w-]*\s*=\s*)(?:\"[^\"]*\"?|[^\s!]+)", re.I
+)
+_USER_INFORMATION = re.compile(r"(\w://)[^\s\"]*@")
+
+
 def masked_url(url: str) -> str:
-    """The URL without user information, and with what looks like a secret in path or query masked."""
+    """The URL without user information, and with what looks like a secret in path or query masked. In a pipeline:
+    user information of URLs inside it, and properties of elements that look like secrets."""
+    if is_pipeline(url):
+        masked = _USER_INFORMATION.sub(rf"\1{MASK}@", url)
+        return _SECRET_IN_PIPELINE.sub(rf"\1{MASK}", masked)
     bare, user, password = split_credentials(url)
     if "://" not in bare:
         return bare
@@ -274,7 +316,8 @@ class StreamStatus(BaseModel):
     latency_ms_p99: float | None = None
     last_frame_age_s: float | None = None
     transport: str | None = None
-    decoder: str | None = None
+    decoder: str | None = Field(None, description="software, cuda, qsv, ...: what decodes now.")
+    decoder_detail: str | None = Field(None, description="Why it is not the decoder that was asked for.")
     client: str | None = None
     missing_classes: list[str] = Field(
         default_factory=list, description="Classes that the stream asks for and the model does not have."

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
 
+from server.access.roles import Principal, Role
 from server.delivery.auth import InPrincipal
 from server.delivery.context import Context, InContext
 from server.delivery.documented import documented, json_response
@@ -22,6 +23,7 @@ from server.streams import (
     StreamFields,
     StreamPatch,
     StreamStatus,
+    is_pipeline,
     masked_url,
     reveal,
 )
@@ -82,7 +84,12 @@ async def require_json(request: Request) -> None:
 def view(handle: StreamHandle) -> StreamView:
     definition = handle.definition
     settings = {name: getattr(definition, name) for name in StreamDefinition.model_fields}
-    return StreamView.model_construct(**settings | {"url": masked_url(definition.url)}, status=handle.status())
+    return StreamView.model_construct(**settings | _masked_addresses(definition), status=handle.status())
+
+
+def _masked_addresses(definition: StreamDefinition) -> dict[str, str | None]:
+    sub_stream = definition.detect_url
+    return {"url": masked_url(definition.url), "detect_url": None if sub_stream is None else masked_url(sub_stream)}
 
 
 @router.post(
@@ -108,6 +115,7 @@ async def add_stream(
     """Add a camera or a file. Answers before it has connected: follow its `state`."""
     if not principal.may_see(definition.id):
         raise Forbidden(f"{principal.name!r} is granted some streams only, and none of this id.")
+    _demand_pipeline_rights(principal, definition.url, definition.detect_url)
     if dry_run:
         return json_response((await _probe(context, definition)).model_dump_json())
     handle = await context.runtime.add_stream(definition)
@@ -145,18 +153,26 @@ async def get_stream(stream_id: str, context: InContext) -> Response:
     dependencies=[Depends(require_json)],
     responses=documented(StreamNotFound, InvalidField, StoreError, UnsupportedMediaType, body=True),
 )
-async def change_stream(stream_id: str, patch: StreamPatch, context: InContext) -> Response:
+async def change_stream(stream_id: str, patch: StreamPatch, context: InContext, principal: InPrincipal) -> Response:
     """Change settings while it runs; `null` goes back to the default. Masked values, sent back as they were got, leave
     the credentials as they are."""
     definition = context.stream(stream_id).definition
-    handle = await context.runtime.update_stream(stream_id, without_masks(patch, definition))
+    changes = without_masks(patch, definition)
+    _demand_pipeline_rights(principal, changes.url, changes.detect_url)
+    handle = await context.runtime.update_stream(stream_id, changes)
     return json_response(view(handle).model_dump_json())
+
+
+def _demand_pipeline_rights(principal: Principal, *urls: str | None) -> None:
+    """A pipeline reads and writes what the server can: for administrators, and not for whoever may add cameras."""
+    if principal.role < Role.ADMIN and any(url is not None and is_pipeline(url) for url in urls):
+        raise Forbidden("GStreamer pipelines are for administrators.")
 
 
 def without_masks(patch: StreamPatch, definition: StreamDefinition) -> StreamPatch:
     """The patch without what `view` had masked: a form gives back all that it was shown."""
     changes = reveal(patch, exclude_unset=True)
-    masks = {"username": MASK, "password": MASK, "url": masked_url(definition.url)}
+    masks = {"username": MASK, "password": MASK} | _masked_addresses(definition)
     return StreamPatch.model_validate({name: v for name, v in changes.items() if name not in masks or v != masks[name]})
 
 

@@ -239,7 +239,7 @@ class CameraProcess:
                 height=height,
                 fps=info.fps or None,
                 transport=info.transport,
-                decoder="libavcodec",
+                decoder="software",
                 client=info.client,
             ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from server.ingest.libav import LibavSource
+from server.ingest.network import Networks
 from server.ingest.rtsp.source import RtspSource
 from server.ingest.source import Source, StreamInfo
 from server.ingest.wire import CameraSettings
@@ -17,9 +18,12 @@ def sources_for(settings: CameraSettings) -> Iterator[Source]:
     not support the camera's codec (SourceError CODEC). The first may raise SourceError for the address."""
     network = (settings.url, settings.username, settings.password, settings.transport)
     limits = (settings.open_timeout_s, settings.read_timeout_s)
+    networks = Networks.parse(settings.allow_networks, settings.deny_networks)
     if settings.rtsp_client == "native" and settings.url.lower().startswith(_RTSP_SCHEMES):
-        yield RtspSource(*network, *limits)
-    yield LibavSource(*network, *limits, loop=settings.loop, realtime=settings.realtime)
+        yield RtspSource(*network, *limits, networks=networks)
+        if networks.allow is not None:
+            return  # libavformat's client follows redirects unchecked
+    yield LibavSource(*network, *limits, loop=settings.loop, realtime=settings.realtime, networks=networks)
 
 
 def loses_no_frame(info: StreamInfo, settings: CameraSettings) -> bool:
@@ -42,5 +46,8 @@ def needs_reconnect(old: CameraSettings, new: CameraSettings) -> bool:
             "realtime",
             "open_timeout_s",
             "read_timeout_s",
+            "decoder",
+            "allow_networks",
+            "deny_networks",
         )
     )

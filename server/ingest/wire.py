@@ -68,6 +68,8 @@ class DecodeErrorKind(enum.IntEnum):
     MISSING_REFERENCE = 3
     CODEC = 4
     """The decoder refused the data altogether."""
+    HARDWARE = 5
+    """A hardware decoder could not be had, or failed: software decodes instead."""
 
 
 class Event(NamedTuple):
@@ -159,6 +161,11 @@ class CameraSettings(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_s: float = 5.0
     backoff_initial_s: float = 1.0
     backoff_max_s: float = 30.0
+    decoder: str = "auto"
+    """auto | software | cuda | vaapi | qsv"""
+    allow_networks: list[str] | None = None
+    """CIDR: where the source may be; None: everywhere."""
+    deny_networks: list[str] = []
 
     def __repr__(self) -> str:
         return f"CameraSettings(stream={self.stream!r})"
@@ -193,8 +200,11 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True):
     """As the source states it."""
     transport: str | None = None
     decoder: str | None = None
+    """software | cuda | qsv | ...: what decodes"""
+    decoder_detail: str | None = None
+    """Why it is not the one that was asked for."""
     client: str | None = None
-    """native | libav"""
+    """native | libav | gstreamer"""
 
 
 def pack_control(kind: Control, payload: bytes | msgspec.Struct = b"") -> bytes:

@@ -100,6 +100,19 @@ def test_any_text_is_split_and_masked_without_an_error(text: str) -> None:
         ("rtsp://[broken", f"rtsp://{MASK}"),
         ("clips/people.mp4", "clips/people.mp4"),
         ("rtsp://h.example/live@2?ch=1", "rtsp://h.example/live@2?ch=1"),
+        (
+            f"srt://h.example:9000?passphrase={SECRET}&latency=120",
+            f"srt://h.example:9000?passphrase={MASK}&latency=120",
+        ),
+        (
+            f"gst: rtspsrc location=rtsp://u:{SECRET}@h.example/x user-pw={SECRET} latency=0 ! decodebin ! appsink",
+            f"gst: rtspsrc location=rtsp://{MASK}@h.example/x user-pw={MASK} latency=0 ! decodebin ! appsink",
+        ),
+        (f'gst: srtsrc passphrase="{SECRET} {SECRET}" ! appsink', f"gst: srtsrc passphrase={MASK} ! appsink"),
+        (
+            "gst: videotestsrc ! x264enc key-int-max=25 ! appsink",
+            "gst: videotestsrc ! x264enc key-int-max=25 ! appsink",
+        ),
     ],
 )
 def test_mask(url: str, masked: str) -> None:
@@ -183,6 +196,7 @@ def test_patches() -> None:
         ("iou", -0.1), ("weight", 0.0), ("weight", float("inf")), ("max_fps", 0.0), ("max_staleness_ms", 0.0),
         ("transport", "TCP"), ("loop", "yes"), ("loop", 1), ("classes", "person"), ("classes", [1]),
         ("class_confidence", {"person": 2.0}), ("username", "a\nb"), ("username", "\ud800"), ("password", "a\x00b"),
+        ("decoder", "gpu"), ("detect_url", "rtsp://u:p@h/x"), ("detect_url", ""), ("detect_url", "a\x00b"),
         ("zones", [{"a": float("nan")}]), ("zones", [{"a": "\ud800"}]), ("zones", [1]), ("id", "a/b"), ("id", ""),
         ("id", "x" * 65), ("url", ""), ("url", "  "), ("url", "a\x00b"), ("colour", "red"),
     ],
