@@ -215,14 +215,66 @@ def test_capture_time_over_the_wrap() -> None:
     assert captured == pytest.approx(UNIX_2026 + 0.2, abs=1e-6)
 
 
-def test_implausible_clocks_are_passed_on_with_their_uncertainty() -> None:
-    for camera, now in ((UNIX_2026 + 3, UNIX_2026), (86_400.0, UNIX_2026)):
-        clock = CaptureClock(90_000)
-        clock.report(report(camera, 0), now)
-        captured, uncertainty = clock.captured(0, now)
-        assert captured == pytest.approx(camera, abs=1e-6)
-        assert uncertainty is not None
-        assert uncertainty >= abs(now - camera) - 10
+def test_a_frame_from_the_future_is_stated_as_uncertain() -> None:
+    clock = CaptureClock(90_000)
+    clock.report(report(UNIX_2026 + 3, 0), UNIX_2026)
+    captured, uncertainty = clock.captured(0, UNIX_2026)
+    assert captured == pytest.approx(UNIX_2026 + 3, abs=1e-6)
+    assert uncertainty is not None
+    assert 3 < uncertainty < 3.1
+    assert clock.wrong_by_s is None
+
+
+@pytest.mark.parametrize("camera", [86_400.0, UNIX_2026 - 7200, UNIX_2026 + 7200, UNIX_2026 - 10.1])
+def test_a_clock_that_is_far_off_gives_no_capture_time(camera: float) -> None:
+    clock = CaptureClock(90_000)
+    clock.report(report(camera, 0), UNIX_2026)
+    assert clock.captured(0, UNIX_2026) == (None, None)
+    assert clock.wrong_by_s == pytest.approx(camera - UNIX_2026, abs=1e-3)
+
+
+def test_time_stamps_that_went_back_need_another_report() -> None:
+    clock = CaptureClock(90_000)
+    clock.report(report(UNIX_2026, 900_000), UNIX_2026)
+    assert clock.captured(900_000, UNIX_2026)[0] is not None
+    assert clock.captured(900_000 - 18_000, UNIX_2026)[0] is not None, "a B frame"
+    assert clock.captured(90_000, UNIX_2026 + 0.1) == (None, None)
+    clock.report(report(UNIX_2026 + 1, 171_000), UNIX_2026 + 1)
+    assert clock.captured(180_000, UNIX_2026 + 1.1)[0] == pytest.approx(UNIX_2026 + 1.1, abs=1e-6)
+
+
+TICK_S = 0.1
+TRANSIT_S = 0.04
+
+
+@given(
+    course=st.lists(
+        st.sampled_from([*["frame"] * 6, "report", "forward", "back", "stand still", "run twice as fast", "run on"]),
+        max_size=60,
+    ),
+    by=st.floats(1.2, 100.0),
+)
+def test_whatever_time_stamps_do_a_capture_time_is_within_its_uncertainty(course: list[str], by: float) -> None:
+    """The camera's clock is right; its time stamps jump, stand still and run away. A frame each tenth of a second, a
+    report at the latest every five seconds."""
+    clock = CaptureClock(90_000)
+    now, ticks, speed, reported_at = UNIX_2026, 0.0, 1.0, 0.0
+    for event in course:
+        if event == "forward":
+            ticks += by * 90_000
+        elif event == "back":
+            ticks -= by * 90_000
+        speed = {"stand still": 0.0, "run twice as fast": 2.0, "run on": 1.0}.get(event, speed)
+        now += TICK_S
+        ticks += speed * TICK_S * 90_000
+        timestamp = round(ticks) & 0xFFFFFFFF
+        if event == "report" or now - reported_at > 5:
+            reported_at = now
+            clock.report(report(now, timestamp), now + TRANSIT_S)
+        captured, uncertainty = clock.captured(timestamp, now + TRANSIT_S)
+        if captured is not None:
+            assert uncertainty is not None
+            assert abs(captured - now) <= uncertainty + 1e-4
 
 
 def test_no_wall_clock_is_no_capture_time() -> None:
@@ -246,7 +298,9 @@ def test_a_clock_that_was_set_starts_anew() -> None:
     clock.report(report(UNIX_2026, 90_000), UNIX_2026 + 1)
     captured, uncertainty = clock.captured(90_000, UNIX_2026 + 1)
     assert captured == pytest.approx(UNIX_2026, abs=1e-6)
-    assert uncertainty == pytest.approx(0.051)
+    assert uncertainty == pytest.approx(10, abs=0.01), "the two reports contradict each other"
+    clock.report(report(UNIX_2026 + 5, 90_000 * 6), UNIX_2026 + 5)
+    assert clock.captured(90_000 * 6, UNIX_2026 + 5)[1] == pytest.approx(0.001, abs=1e-4), "a third one confirms"
     assert clock.captured(90_000 * 700, UNIX_2026 + 700) == (None, None), "too long without a report"
 
 

@@ -380,12 +380,41 @@ def test_time_stamps_that_jump(connect: Connect) -> None:
         assert item.unit.captured_unix == pytest.approx(sent.captured_unix, abs=0.002)
 
 
-@pytest.mark.parametrize("offset", [-3600.0, 30.0])
-def test_a_camera_with_a_wrong_clock(connect: Connect, offset: float) -> None:
+@pytest.mark.parametrize("offset", [-3600.0, 3600.0])
+def test_a_camera_whose_clock_is_hours_off(
+    connect: Connect, offset: float, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PTS and arrival are what they are; there is no capture time, and one line says why."""
+    monkeypatch.setattr("server.ingest.rtsp.source.REPORT_INTERVAL_S", 0.1)
     live = connect(Mount(clip(), clock_offset_s=offset))
+    with caplog.at_level(logging.WARNING, "yolov9.ingest"):
+        for item, sent in live.truth(take(live.source, 12)):
+            assert item.unit.captured_unix is None
+            assert item.unit.capture_uncertainty_s is None
+            assert item.unit.arrived_at == pytest.approx(sent.sent_at, abs=0.02)
+    (line,) = [record.getMessage() for record in caplog.records if "clock_ahead_s" in record.getMessage()]
+    assert f"clock_ahead_s={offset:.0f}" in line
+
+
+def test_a_camera_whose_clock_is_some_seconds_ahead(connect: Connect) -> None:
+    live = connect(Mount(clip(), clock_offset_s=5.0))
     for item, sent in live.truth(take(live.source, 3)):
-        assert item.unit.captured_unix == pytest.approx(sent.captured_unix, abs=0.002), "passed on as stated"
-        assert (item.unit.capture_uncertainty_s or 0) > abs(offset) - 11
+        assert item.unit.captured_unix == pytest.approx(sent.captured_unix, abs=0.002), "as it says"
+        assert 4.9 < (item.unit.capture_uncertainty_s or 0) < 5.1
+
+
+def test_time_stamps_that_go_back_and_no_report(connect: Connect) -> None:
+    live = connect(Mount(clip()))
+
+    def go_back() -> None:
+        live.camera.mounts["/live"].sender_report_interval_s = None
+        live.camera.jump("/live", -20.0)
+
+    taken = take(live.source, 20, go_back)
+    steps = [(b.unit.pts or 0) - (a.unit.pts or 0) for a, b in itertools.pairwise(taken)]
+    back = steps.index(min(steps)) + 1
+    assert min(steps) == pytest.approx(-19.96, abs=0.01), "stated as it comes"
+    assert [item.unit.captured_unix is None for item in taken] == [place >= back for place in range(20)]
 
 
 def test_no_sender_reports_no_capture_time(connect: Connect) -> None:

@@ -78,6 +78,11 @@ class RtpReceiver:
         return self._sequencer.dropped_total
 
     @property
+    def clock_wrong_by_s(self) -> float | None:
+        """How far the sender's clock is ahead of ours, if it is too far off for capture times."""
+        return self._capture.wrong_by_s
+
+    @property
     def deadline(self) -> float | None:
         """When to call `expire`; None: nothing is waited for."""
         return self._sequencer.deadline

@@ -4,10 +4,16 @@ Pure: times are passed in. The capture time is what the camera's own clock said;
 nobody can tell from here, so `CaptureClock` states an uncertainty of the mapping, not of the clock:
 
 * 50 ms while a single report has come: cameras may pair the wall clock of sending with the last frame's time stamp;
-* later the largest disagreement between what earlier reports predicted and what the next one said;
+* later the largest disagreement between what earlier reports predicted and what the next one said; after one of more
+  than a second (the clock was set, or time stamps jumped, stand still or run at another rate) that much, up to ten
+  seconds, until a report agrees with the one before;
 * .01 % of the time since that report, for drift;
-* and never less than what causality demands: a frame captured after it was received, or more than ten seconds
-  before, is wrong by at least so much. Such times (a camera that lives in 1970) are passed on as stated.
+* and never less than what causality demands: a frame captured after it was received is wrong by at least so much, and
+  by what the way took.
+
+There is no capture time where there is no report, where time stamps went back or stood still since the last one, and
+where the clock is more than ten seconds from ours: it would be nonsense for whoever takes it for a time. `wrong_by_s`
+tells of that. Not seen before the next report: time stamps that run too slowly, which look like frames that come late.
 """
 
 from __future__ import annotations
@@ -29,6 +35,8 @@ _LEAST_UNCERTAINTY_S = 0.001
 _DRIFT = 1e-4
 _STEP_S = 1.0
 """A report that disagrees by more than this has another clock: the ones before it say nothing any more."""
+_BACK_S = 1.0
+"""B frames take time stamps back by less than this."""
 _HISTORY = 8
 _MAX_REPORT_AGE_S = 600.0
 _PLAUSIBLE_DELAY_S = 10.0
@@ -71,11 +79,14 @@ class CaptureClock:
         self._rate = rate
         self._unix: float | None = None
         self._timestamp = 0
+        self._newest: int | None = None
         self._errors: deque[float] = deque(maxlen=_HISTORY)
+        self.wrong_by_s: float | None = None
+        """How far the camera's clock is ahead of ours, if that is too much for a capture time."""
 
     def restart(self) -> None:
         """Time stamps began anew: wait for the next report."""
-        self._unix = None
+        self._unix = self._newest = None
         self._errors.clear()
 
     def report(self, report: SenderReport, received_unix: float) -> None:
@@ -86,23 +97,32 @@ class CaptureClock:
         if self._unix is not None:
             elapsed = signed32(report.rtp_timestamp - self._timestamp) / self._rate
             error = abs(unix - self._unix - elapsed)
-            if error > _STEP_S:
+            if error > _STEP_S or max(self._errors, default=0.0) > _STEP_S:
                 self._errors.clear()
-            else:
-                self._errors.append(error)
+            self._errors.append(min(error, _PLAUSIBLE_DELAY_S))
         self._unix, self._timestamp = unix, report.rtp_timestamp
 
     def captured(self, timestamp: int, received_unix: float) -> tuple[float | None, float | None]:
-        """(Unix seconds by the camera's clock, uncertainty in seconds); (None, None) without a usable report."""
+        """(Unix seconds by the camera's clock, uncertainty in seconds) of the next frame in decoding order;
+        (None, None) if there is nothing to go by."""
+        before, self._newest = self._newest, timestamp
+        if before is not None:
+            step = signed32(timestamp - before)
+            if step == 0 or step < -_BACK_S * self._rate:
+                self._unix = None
         if self._unix is None:
             return None, None
         elapsed = signed32(timestamp - self._timestamp) / self._rate
         if abs(elapsed) > _MAX_REPORT_AGE_S:
             return None, None
         captured = self._unix + elapsed
-        mapping = max(self._errors, default=_FIRST_UNCERTAINTY_S) + _LEAST_UNCERTAINTY_S + _DRIFT * abs(elapsed)
         delay = received_unix - captured
-        return captured, max(mapping, -delay, delay - _PLAUSIBLE_DELAY_S)
+        if abs(delay) > _PLAUSIBLE_DELAY_S:
+            self.wrong_by_s = -delay
+            return None, None
+        self.wrong_by_s = None
+        mapping = max(self._errors, default=_FIRST_UNCERTAINTY_S) + _LEAST_UNCERTAINTY_S + _DRIFT * abs(elapsed)
+        return captured, mapping if -delay <= mapping else _FIRST_UNCERTAINTY_S - delay
 
 
 class Reception:

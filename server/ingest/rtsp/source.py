@@ -108,6 +108,7 @@ class _Reception:
         self._packet_at = now
         self._report_at = now + REPORT_INTERVAL_S
         self._alive_at = now + self._keep_alive_s
+        self._clock_told = False
 
     def units(self) -> Iterator[AccessUnit | None]:
         ready = [self._stream_file]
@@ -184,9 +185,20 @@ class _Reception:
         if now >= self._report_at:
             self._report_at = now + REPORT_INTERVAL_S
             self._session.send_rtcp(self._receiver.report(now))
+            self._tell_of_the_clock()
         if now >= self._alive_at:
             self._alive_at = now + self._keep_alive_s
             self._client.keep_alive()
+
+    def _tell_of_the_clock(self) -> None:
+        """Once a connection: someone will ask why there are no capture times."""
+        ahead_s = self._receiver.clock_wrong_by_s
+        if ahead_s is not None and not self._clock_told:
+            self._clock_told = True
+            log.warning(
+                "camera=%s clock_ahead_s=%.0f too far from our clock: its frames have no capture time",
+                self._client.stream.peer, ahead_s,
+            )  # fmt: skip
 
 
 def _size(track: VideoTrack) -> tuple[int, int]:
