@@ -25,6 +25,12 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/readyz', timeout=2)"]
 ENTRYPOINT ["python", "-m", "server"]
 
+FROM cpu AS demo
+# The same with footage and cameras that play it (configs/deploy/compose.yaml).
+USER root
+RUN pip install --no-cache-dir '/src[demo]' -c /src/constraints.txt
+USER yolov9
+
 FROM python:3.11-slim-bookworm AS cuda
 # torch's wheel carries the CUDA libraries; the driver comes with the NVIDIA container runtime (--gpus all).
 COPY --from=source /src /src

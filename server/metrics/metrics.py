@@ -65,6 +65,10 @@ class MetricsSource(Protocol):
         """name, engine, precision, hash"""
         ...
 
+    def readiness(self) -> tuple[bool, str]:
+        """(ready, reason)"""
+        ...
+
 
 class Metrics:
     """`bind` once, then observe and `render`. One event loop."""
@@ -202,6 +206,8 @@ class Metrics:
         return [
             header(_STAGE, "histogram", "Time that frames spend in each stage.") + stages,
             header(_BATCH, "histogram", "Frames in a batch of the engine.") + self._batch.text(),
+            family("yolov9_ready", "gauge", "Whether the model is loaded and inference works.",
+                   [("", int(source.readiness()[0]))]),
             family("yolov9_queue_depth", "gauge", "Frames that wait for the engine.", [("", source.queue_depth)]),
             family("yolov9_inference_errors_total", "counter", "Frames whose inference failed.",
                    by("reason", self._inference_errors)),

@@ -38,6 +38,9 @@ class Source:
             for i in range(streams)
         }
 
+    def readiness(self) -> tuple[bool, str]:
+        return True, "inference works"
+
     def stream_counters(self) -> Mapping[str, StreamCounters]:
         return self.streams
 
