@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from server.inference import protocol
 from server.inference.config import WorkerConfig, encode_config
+from server.secrecy import child_environment
 
 _SOCKET_BUFFER_BYTES = 4 << 20
 _READS = 64
@@ -52,7 +53,9 @@ class WorkerProcess:
             command = [sys.executable, "-m", "server.inference", str(theirs.fileno())]
             # vfork and exec: some milliseconds, whatever the size of the server. Not from a helper thread: the worker
             # asks for SIGKILL at the end of the thread that started it.
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment()
+            )
             self._pidfd = _pidfd_of(self._process)
         except BaseException:
             self._sock.close()
@@ -83,6 +86,8 @@ class WorkerProcess:
                 reply = protocol.decode_reply(data)
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionResetError:  # killed with requests unread
+                return self._wait_for_the_exit()
             except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
                 return self._end(f"its socket failed: {error}")
             self._on_reply(reply)

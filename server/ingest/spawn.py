@@ -20,6 +20,7 @@ from pathlib import Path
 
 import server
 from server.ingest.nursery import MAX_MESSAGE_BYTES, Spawn, Spawned, Task, decode_report, encode
+from server.secrecy import child_environment
 
 log = logging.getLogger("yolov9.ingest")
 
@@ -117,7 +118,7 @@ class Nursery:
         with theirs:
             command = [sys.executable, "-P", "-c", _BOOT, _ROOT, str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=os.environ | _ONE_THREAD
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment() | _ONE_THREAD
             )
         ours.setblocking(False)
         self._channel = ours
