@@ -6,8 +6,12 @@ It has slots of its own, its frames are never replaced by newer ones, and each h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +26,18 @@ from server.models.model import Model, class_thresholds
 from server.results import Detection
 from server.shm import Arena
 from yolov9.geometry import input_shape
-from yolov9.images import ImageError, read_image
+from yolov9.images import ImageError, read_header, read_image
 from yolov9.letterbox import Letterboxer
 
 STREAM = "POST /detect"
 """Its name in the scheduler; no stream can be called so."""
 SLOTS = 8
 DEADLINE_S = 5.0
+DECODERS = 4
+MAX_PIXELS = 50_000_000
+"""A file of 200 kB may have so many. Decoding takes 14 bytes for each, where it is transparent 18 (measured)."""
+LARGE_PIXELS = 16_000_000
+"""Larger images are decoded one at a time. With the others this bounds the memory to 1.8 GB, whoever sends what."""
 
 
 class Detected(NamedTuple):
@@ -55,6 +64,9 @@ class _Request(NamedTuple):
 class DetectDesk:
     """`arena` has SLOTS slots and is attached to the worker as `arena_id`."""
 
+    in_order = False
+    """Images of different clients."""
+
     def __init__(
         self,
         dispatcher: Dispatcher,
@@ -68,10 +80,14 @@ class DetectDesk:
         self._arena_id = arena_id
         self._model = model
         self._clock = clock
+        # Threads of its own: a burst of images must not hold up what else the server does in threads.
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="detect")
+        self._large = threading.Lock()
         self._free = asyncio.Queue[int]()
         for slot in range(arena.slots):
             self._free.put_nowait(slot)
         self._seq = itertools.count(1)
+        self._writing: Counter[int] = Counter()  # images that are being scaled, by the long side of the input
         self._waiting: dict[int, _Request] = {}
         dispatcher.configure(STREAM, Policy(weight=1.0, max_staleness_s=float("inf"), fifo=True))
 
@@ -85,7 +101,11 @@ class DetectDesk:
         except TimeoutError:
             raise Unavailable("the engine is busy: no slot for another image came free in time") from None
         seq = next(self._seq)
-        writing = asyncio.ensure_future(asyncio.to_thread(self._write, image, slot))
+        size = self._model().input_size
+        self._writing[size] += 1
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(self._decoders, self._write, image, slot, size)
+        writing.add_done_callback(lambda _: self._writing.subtract([size]))
         try:
             pixels, (height, width) = await asyncio.shield(writing)
         except ImageError as error:
@@ -101,11 +121,17 @@ class DetectDesk:
         self._dispatcher.pump()
         return await future
 
-    def _write(self, image: bytes, slot: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def scales_for(self, input_size: int) -> bool:
+        """Whether no image is being scaled for another input size."""
+        return not any(count for size, count in self._writing.items() if size != input_size)
+
+    def _write(self, image: bytes, slot: int, input_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """In a thread: decode and letterbox into the slot -> (height, width) of the picture and of the input."""
-        pixels: npt.NDArray[np.uint8] = read_image(image)
+        header = read_header(image)
+        with self._large if header.width * header.height > LARGE_PIXELS else contextlib.nullcontext():
+            pixels: npt.NDArray[np.uint8] = read_image(image, max_pixels=MAX_PIXELS)
         height, width = pixels.shape[:2]
-        shape = input_shape(self._model().input_size, width, height)
+        shape = input_shape(input_size, width, height)
         Letterboxer().write_rgb(pixels, self._arena.image(slot, *shape))
         return (height, width), shape
 

@@ -37,7 +37,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF's orientation -> what brings the picture upright."""
-_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
+MAX_SCANS = 200
+"""Of a JPEG. Encoders write a dozen; a scan of 30 bytes makes the decoder go through all pixels once more (20 ms for 16
+million), so that a file of some megabytes could take hours."""
+_SCAN = b"\xff\xda"
 _BACKGROUND = (255, 255, 255)
 """Behind transparent pixels, as viewers show them; their own colour is often arbitrary."""
 
@@ -65,12 +68,12 @@ class Header:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-def read_image(source: bytes | str | PathLike[str]) -> Rgb:
+def read_image(source: bytes | str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Rgb:
     """(h, w, 3) uint8 RGB of encoded bytes or of a file; of an animation the first picture. ImageError.
 
     Turned upright as EXIF says. Grey of 16 bits keeps its upper 8. Transparent images lie on white.
     """
-    return _read(source, to_rgb)
+    return _read(source, to_rgb, max_pixels)
 
 
 def read_header(source: bytes | str | PathLike[str]) -> Header:
@@ -78,13 +81,13 @@ def read_header(source: bytes | str | PathLike[str]) -> Header:
 
     Whether the pixels can be decoded is not known yet.
     """
-    return _read(source, _header)
+    return _read(source, _header, MAX_PIXELS)
 
 
-def _read(source: bytes | str | PathLike[str], take: Callable[[Image.Image], T]) -> T:
+def _read(source: bytes | str | PathLike[str], take: Callable[[Image.Image], T], max_pixels: int) -> T:
     label = "image" if isinstance(source, bytes) else str(source)
     try:
-        with _open(source) as image:
+        with _open(source, max_pixels) as image:
             return take(image)
     except ImageError as error:
         raise ImageError(f"{label}: {error}") from None
@@ -117,17 +120,25 @@ def _reason(source: bytes | str | PathLike[str], error: OSError) -> str:
     return "not an image that can be read" if size else "an empty file, not an image"
 
 
-def _open(source: bytes | str | PathLike[str]) -> Image.Image:
+def _open(source: bytes | str | PathLike[str], max_pixels: int) -> Image.Image:
     Image.init()
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         image = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
     except Image.DecompressionBombError:
-        raise ImageError(_TOO_LARGE) from None
-    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(_too_large(max_pixels)) from None
+    if image.width * image.height > max_pixels:
         image.close()
-        raise ImageError(_TOO_LARGE)
+        raise ImageError(_too_large(max_pixels))
+    # Of a file there is no limit: it is not sent by others. In a PNG the bytes may stand anywhere.
+    if isinstance(source, bytes) and image.format in ("JPEG", "MPO") and source.count(_SCAN) > MAX_SCANS:
+        image.close()
+        raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
     return image
+
+
+def _too_large(max_pixels: int) -> str:
+    return f"more than {max_pixels // 1_000_000} million pixels"
 
 
 def _header(image: Image.Image) -> Header:

@@ -108,7 +108,7 @@ class House:
 
 
 def bundle() -> Any:
-    return SimpleNamespace(name="tiny", names={0: "person", 1: "car"}, input_size=640, hash="0" * 12)
+    return SimpleNamespace(path=Path("tiny"), name="tiny", names={0: "person", 1: "car"}, input_size=640, hash="0" * 12)
 
 
 @pytest.fixture
@@ -196,10 +196,10 @@ async def test_a_slot_is_not_given_on_while_a_thread_still_writes_to_it(
     go_on, began = threading.Event(), threading.Event()
     read = detect_module.read_image
 
-    def slow(image: bytes) -> Any:
+    def slow(image: bytes, **options: Any) -> Any:
         began.set()
         assert go_on.wait(10)
-        return read(image)
+        return read(image, **options)
 
     monkeypatch.setattr(detect_module, "read_image", slow)
     picture = io.BytesIO()

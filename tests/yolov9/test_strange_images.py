@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_model import tiny_bundle
 
 from yolov9 import predict, val
-from yolov9.images import MAX_PIXELS, ImageError, read_header, read_image
+from yolov9.images import MAX_PIXELS, MAX_SCANS, ImageError, read_header, read_image
 
 RED_BOX = (32, 32, 64, 64)
 """Of every picture of 128 x 96 here: a cell of the tiny detector's grid."""
@@ -192,6 +192,26 @@ def test_what_cannot_be_read_is_refused_by_all_alike(name, bundle, tmp_path, cap
     assert (metrics["map"], metrics["images"]) == (1, 1)
     assert metrics["data"]["problems"] == {"corrupt image": 1}
     assert f"corrupt image: {data / 'images' / 'val' / name}: {reason}" in err
+
+
+def progressive(repeats: int) -> bytes:
+    """A JPEG whose last scan, some 30 bytes, comes again and again: each time all pixels are gone through."""
+    whole = encoded(scene(), "JPEG", progressive=True)
+    begin = whole.rindex(b"\xff\xda")
+    return whole[:begin] + whole[begin:-2] * repeats + whole[-2:]
+
+
+def test_a_jpeg_that_would_take_hours_is_refused():
+    assert read_image(progressive(MAX_SCANS - 12)).shape == (96, 128, 3)
+    with pytest.raises(ImageError, match=f"image: a JPEG of more than {MAX_SCANS} scans"):
+        read_image(progressive(MAX_SCANS + 1))
+
+
+def test_whoever_reads_may_set_a_lower_limit():
+    image = SHOWN["photo.jpg"]
+    assert read_image(image, max_pixels=128 * 96).shape == (96, 128, 3)
+    with pytest.raises(ImageError, match="more than 0 million pixels"):
+        read_image(image, max_pixels=128 * 96 - 1)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2)])
