@@ -51,7 +51,7 @@ def inherit(process: str) -> None:
 
 
 def _install(level: str, log_format: LogFormat, process: str | None) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(JsonFormatter(process) if log_format == "json" else TextFormatter(process))
     handler.addFilter(Throttle(handler.handle))
     root = logging.getLogger()
@@ -67,6 +67,17 @@ def masked(text: str) -> str:
         for pattern, replacement in _SECRETS:
             text = pattern.sub(replacement, text)
     return text
+
+
+class _Stderr(logging.Handler):
+    """To what is standard error when a line comes: not to one that has been replaced and closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # as all handlers do: a log that cannot be written must not stop what writes it
+            self.handleError(record)
 
 
 class TextFormatter(logging.Formatter):

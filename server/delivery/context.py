@@ -14,6 +14,7 @@ from server.access.registry import Access
 from server.delivery.feeds import Feeds
 from server.delivery.pictures import Pictures
 from server.delivery.ports import NoCapacity, RuntimePort, StreamHandle, StreamNotFound
+from server.reload import Reloader
 from server.settings import ServerSettings
 
 DETECTS_AT_ONCE = 8
@@ -24,10 +25,13 @@ DRY_RUNS_AT_ONCE = 4
 class Context:
     """Runtime, settings, and what is limited for all clients together."""
 
-    def __init__(self, runtime: RuntimePort, settings: ServerSettings, access: Access) -> None:
+    def __init__(
+        self, runtime: RuntimePort, settings: ServerSettings, access: Access, reloader: Reloader | None = None
+    ) -> None:
         self.runtime = runtime
         self.settings = settings
         self.access = access
+        self.reloader = reloader or Reloader(settings, lambda: settings)
         self.pictures = Pictures(runtime)
         self.feeds = Feeds(runtime, self.pictures)
         self.stopping = asyncio.Event()

@@ -177,6 +177,11 @@ class Hub:
         self._states: dict[str, tuple[State, float]] = {}
         self._closed = False
 
+    def limit(self, max_messages: int, max_bytes: int) -> None:
+        """Other limits: `max_messages` for all subscribers, `max_bytes` for those to come."""
+        self._max_messages, self._max_bytes = max_messages, max_bytes
+        self._set_limits()
+
     def __len__(self) -> int:
         """Subscribers."""
         return len(self._subscribers)

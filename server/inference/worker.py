@@ -284,6 +284,7 @@ def main(fd: int) -> NoReturn:
     # A terminal's Ctrl-C and a service manager's SIGTERM reach all processes; the server drains first, then says Stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _die_with_parent()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     sock = socket.socket(fileno=fd)

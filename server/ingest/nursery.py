@@ -156,6 +156,7 @@ def main(descriptor: int) -> None:
     """Run a nursery on its end of the channel, a SEQPACKET socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Here and not above: the server imports this module for its messages, and never loads PyAV through it.
     from server.ingest import camera, probing
 
