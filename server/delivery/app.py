@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.access.registry import Access
@@ -22,7 +21,7 @@ from server.delivery import (
 )
 from server.delivery.auth import Doorkeeper, Guard
 from server.delivery.context import Context
-from server.delivery.headers import SecurityHeaders
+from server.delivery.headers import Cors, SecurityHeaders
 from server.delivery.limits import BodyLimit
 from server.delivery.ports import RuntimePort
 from server.settings import ServerSettings
@@ -52,16 +51,8 @@ def create_app(runtime: RuntimePort, settings: ServerSettings) -> FastAPI:
         app.include_router(room.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, access=access, doorkeeper=doorkeeper, settings=settings)
-    if settings.allowed_origins:
-        # Outside of the guard: a browser asks whether it may send a token without sending one. No cookies across sites.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Location", "Retry-After"],
-        )
-    shared, tls = bool(settings.allowed_origins), settings.tls_certificate is not None
-    app.add_middleware(SecurityHeaders, tls=tls, shared=shared)  # added last: outermost
+    # Outside of the guard: a browser asks whether it may send a token without sending one.
+    app.add_middleware(Cors, settings=settings)
+    app.add_middleware(SecurityHeaders, settings=settings)  # added last: outermost
     permissions.check(app)
     return app

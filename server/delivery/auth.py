@@ -86,8 +86,7 @@ class Guard:
         self._app = app
         self._access = access
         self._doorkeeper = doorkeeper
-        self._hosts = settings.allowed_hosts
-        self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
+        self._settings = settings  # looked at each time: a reload may change it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -145,10 +144,11 @@ class Guard:
         return principal
 
     def _check_host(self, headers: Headers) -> None:
-        if self._hosts is None and not self._access.open:
+        hosts = self._settings.allowed_hosts
+        if hosts is None and not self._access.open:
             return
         name = _host_name(headers.get("host", ""))
-        if is_loopback(name) or (self._hosts is not None and _is_among(name, self._hosts)):
+        if is_loopback(name) or (hosts is not None and _is_among(name, hosts)):
             return
         if self._access.open:
             raise HostNotAllowed(
@@ -163,7 +163,7 @@ class Guard:
         if origin is None:
             return False
         # Both schemes: behind a proxy that speaks TLS the page's is https, while it is http here.
-        if origin.lower() not in self._origins and (
+        if origin.lower() not in self._settings.allowed_origins and (
             not host or origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())
         ):
             raise OriginNotAllowed("Pages of other sites are not answered (allowed_origins).")

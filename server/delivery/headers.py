@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.settings import ServerSettings
 
 _YEAR_S = 365 * 24 * 3600
 
@@ -36,24 +39,46 @@ SECURITY = {
 class SecurityHeaders:
     """ASGI middleware, outside of all that answers.
 
-    `tls`: the server speaks TLS itself, so browsers may insist on it. `shared`: pages of other origins may show
-    pictures of this one (they still need a token).
+    Where pages of other origins are allowed they may show pictures of this one, too (they still need a token). Where
+    the server speaks TLS itself, browsers may insist on it.
     """
 
-    def __init__(self, app: ASGIApp, *, tls: bool, shared: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._headers = dict(SECURITY)
-        if tls:
-            self._headers["Strict-Transport-Security"] = f"max-age={_YEAR_S}"
-        if shared:
-            self._headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
+                if self._settings.tls_certificate is not None:
+                    headers.setdefault("Strict-Transport-Security", f"max-age={_YEAR_S}")
+                if self._settings.allowed_origins:
+                    headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin")
+                for name, value in SECURITY.items():
                     headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class Cors(CORSMiddleware):
+    """Pages of `allowed_origins` may read what they ask for. No cookies across sites: they show a token themselves."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        super().__init__(
+            app,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Location", "Retry-After"],
+        )
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._settings.allowed_origins:
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        return origin.lower() in self._settings.allowed_origins

@@ -15,9 +15,9 @@ from server.access.sessions import LIFETIME_S
 from server.delivery.auth import COOKIE, Doorkeeper, InPrincipal, address_of, session_of
 from server.delivery.context import InContext
 from server.delivery.documented import documented
+from server.delivery.json_body import require_json
 from server.delivery.ports import InvalidField
 from server.delivery.problems import TooManyAttempts, Unauthorized, UnsupportedMediaType
-from server.delivery.streams import require_json
 
 router = APIRouter(tags=["access"])
 

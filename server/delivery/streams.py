@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer
 
 from server.access.roles import Principal, Role
 from server.delivery.auth import InPrincipal
 from server.delivery.context import Context, InContext
 from server.delivery.documented import documented, json_response
+from server.delivery.json_body import require_json
 from server.delivery.ports import InvalidField, NoCapacity, StreamExists, StreamHandle, StreamNotFound, Unavailable
 from server.delivery.problems import Forbidden, UnsupportedMediaType
 from server.store import StoreError
@@ -70,15 +72,6 @@ class ProbeView(BaseModel):
     height: int | None = None
     fps: float | None = None
     capacity: bool = Field(description="Whether the engine has room for another stream at this rate.")
-
-
-async def require_json(request: Request) -> None:
-    """415 instead of a puzzling 422 for what curl sends if it is not told better."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    ):
-        raise UnsupportedMediaType("The body must be sent with Content-Type: application/json.")
 
 
 def view(handle: StreamHandle) -> StreamView:
@@ -149,18 +142,34 @@ async def get_stream(stream_id: str, context: InContext) -> Response:
 
 @router.patch(
     "/streams/{stream_id}",
-    response_model=StreamView,
+    response_model=StreamView | ProbeView,
     dependencies=[Depends(require_json)],
     responses=documented(StreamNotFound, InvalidField, StoreError, UnsupportedMediaType, body=True),
 )
-async def change_stream(stream_id: str, patch: StreamPatch, context: InContext, principal: InPrincipal) -> Response:
+async def change_stream(
+    stream_id: str,
+    patch: StreamPatch,
+    context: InContext,
+    principal: InPrincipal,
+    dry_run: Annotated[bool, Query(description="Open the changed source, say what it is, change nothing.")] = False,
+) -> Response:
     """Change settings while it runs; `null` goes back to the default. Masked values, sent back as they were got, leave
     the credentials as they are."""
     definition = context.stream(stream_id).definition
     changes = without_masks(patch, definition)
     _demand_pipeline_rights(principal, changes.url, changes.detect_url)
+    if dry_run:
+        return json_response((await _probe(context, _patched(definition, changes))).model_dump_json())
     handle = await context.runtime.update_stream(stream_id, changes)
     return json_response(view(handle).model_dump_json())
+
+
+def _patched(definition: StreamDefinition, changes: StreamPatch) -> StreamDefinition:
+    try:
+        return definition.patched(changes)
+    except ValidationError as error:  # fields that fit alone and not together
+        faults = error.errors(include_input=False, include_url=False)
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
 
 
 def _demand_pipeline_rights(principal: Principal, *urls: str | None) -> None:

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from asgi_client import http_client
 from fake_runtime import FakeRuntime
-from fastapi import FastAPI
 
 from server.delivery.app import create_app
 from server.delivery.headers import SECURITY
@@ -77,7 +76,11 @@ async def test_docs_load_nothing_from_elsewhere(client: httpx.AsyncClient) -> No
         assert (await client.get(path)).status_code == 404, path
 
 
-def test_pages_of_allowed_origins_may_show_pictures(runtime: FakeRuntime) -> None:
-    shared: FastAPI = create_app(runtime, ServerSettings(allowed_origins=["https://dashboard.example"]))
-    middleware = {m.cls.__name__: m.kwargs for m in shared.user_middleware}
-    assert middleware["SecurityHeaders"] == {"tls": False, "shared": True}
+async def test_pages_of_allowed_origins_may_show_pictures(runtime: FakeRuntime) -> None:
+    settings = ServerSettings()
+    async with http_client(create_app(runtime, settings), BASE) as client:
+        assert (await client.get("/healthz")).headers["cross-origin-resource-policy"] == "same-origin"
+        settings.allowed_origins = ["https://dashboard.example"]  # as a reload does
+        assert (await client.get("/healthz")).headers["cross-origin-resource-policy"] == "cross-origin"
+        answer = await client.get("/streams", headers={"Origin": "https://Dashboard.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://Dashboard.example"

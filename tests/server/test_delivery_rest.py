@@ -13,6 +13,7 @@ from asgi_client import http_client
 from fake_runtime import JPEG, FakeRuntime, detection
 
 from server.delivery.app import create_app
+from server.delivery.permissions import TABLE, WEBSOCKET
 from server.delivery.ports import NoCapacity, ServerError, Unavailable
 from server.settings import ServerSettings
 from server.store import StoreError
@@ -305,9 +306,15 @@ async def test_detect_says_how_to_send(client: httpx.AsyncClient) -> None:
 
 async def test_health(client: httpx.AsyncClient, runtime: FakeRuntime) -> None:
     assert (await client.get("/healthz")).json() == {"status": "alive"}
-    assert (await client.get("/readyz")).json() == {"status": "ready", "reason": "model loaded, inference works"}
+    ready = (await client.get("/readyz")).json()
+    assert (ready["status"], ready["reason"]) == ("ready", "model loaded, inference works")
+    assert [(c["name"], c["ok"], c["required"]) for c in ready["checks"]] == [
+        ("inference", True, True), ("store", True, False),
+    ]  # fmt: skip
     runtime.ready = (False, "the engine is starting")
-    assert check_problem(await client.get("/readyz"), 503, "not_ready")["detail"] == "the engine is starting"
+    problem = check_problem(await client.get("/readyz"), 503, "not_ready")
+    assert problem["detail"] == "the engine is starting"
+    assert problem["errors"] == [{"field": "inference", "message": "the engine is starting"}]
 
 
 async def test_metrics(client: httpx.AsyncClient, runtime: FakeRuntime) -> None:
@@ -319,11 +326,8 @@ async def test_metrics(client: httpx.AsyncClient, runtime: FakeRuntime) -> None:
 
 async def test_openapi_documents_every_problem_as_a_problem(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {
-        "/healthz", "/readyz", "/metrics", "/streams", "/streams/{stream_id}", "/streams/{stream_id}/ledger",
-        "/streams/{stream_id}/detections", "/streams/{stream_id}/snapshot.jpg", "/streams/{stream_id}/live.mjpg",
-        "/detections/sse", "/detect", "/session",
-    }  # fmt: skip
+    pages = {"/", "/web/{path:path}", "/docs", "/docs/{file}", "/openapi.json"}
+    assert set(document["paths"]) == {path for method, path in TABLE if method != WEBSOCKET} - pages
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert operation["description"], (method, path)
