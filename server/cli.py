@@ -24,6 +24,7 @@ from server import __version__
 from server.access.registry import check_reach
 from server.access.tokens import AccessError
 from server.outcome import timestamp
+from server.secrecy import hide_arguments
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.streams import StreamDefinition, masked_url, split_credentials
 from yolov9.bundle import Bundle, BundleError
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Parse, check, serve. 0 after an orderly end, 1 if the server cannot run, 2 for bad usage."""
     options = parser().parse_args(argv)
+    hide_arguments([options.token], options.stream)
     try:
         with contextlib.ExitStack() as stack:
             settings = _settings(options, stack)
@@ -162,6 +164,8 @@ async def _serve(settings: ServerSettings, bundle: Bundle, streams: dict[str, st
         return Worker(config, **callbacks)
 
     try:
+        # Before anybody else makes it: passwords, tokens and pictures will lie there.
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = Store(settings.data / "streams.sqlite")
         runtime = Runtime(settings, bundle, store, metrics=Metrics(), worker_factory=worker)
         await runtime.start()
