@@ -24,7 +24,7 @@ from server.ingest.decoder import Decoder, Shown, Verdict, file_threads
 from server.ingest.intake import Begin, End, Intake, Unit
 from server.ingest.nursery import CameraTask
 from server.ingest.pictures import Encoder, Pictures
-from server.ingest.rate import RateLimiter
+from server.ingest.rate import LiveAxis, RateLimiter
 from server.ingest.receiver import Receiver, Sources
 from server.ingest.reports import (
     EXIT_CRASHED,
@@ -92,6 +92,7 @@ class CameraProcess:
         self._receiver = Receiver(task.settings, sources, self._intake, self._events, self._states, task.next_seq)
         self._letterboxer = Letterboxer()
         self._limiter = _limiter(task.settings)
+        self._axis = LiveAxis()
         self._stopping = threading.Event()
         self._beat_at = 0.0
         # Of the connection at hand.
@@ -134,6 +135,7 @@ class CameraProcess:
         except SourceError as error:
             self._decoder = None
             self._receiver.fail(info, error)
+        self._axis = LiveAxis()
         self._size = (0, 0)
         self._blind_since = None
         self._unscalable_told = False
@@ -188,7 +190,7 @@ class CameraProcess:
     def _pass_on(self, seq: int, unit: AccessUnit, frame: av.VideoFrame, width: int, height: int) -> DropReason | None:
         """Letterbox into a slot and hand it over; or why not."""
         limiter = self._limiter
-        if limiter is not None and not limiter.accept(unit.pts if unit.pts is not None else unit.arrived_at):
+        if limiter is not None and not limiter.accept(self._frame_time(unit)):
             return DropReason.RATE_LIMIT
         slot = self._free_slot(seq)
         if slot is None:
@@ -217,6 +219,11 @@ class CameraProcess:
             )
         )
         return None
+
+    def _frame_time(self, unit: AccessUnit) -> float:
+        if self._info is not None and self._info.live:
+            return self._axis.time(unit.pts, unit.arrived_at)
+        return unit.pts if unit.pts is not None else unit.arrived_at
 
     def _free_slot(self, seq: int) -> int | None:
         """A live stream takes one or none; a file of which no frame may be lost waits."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 _JUMP_S = 10.0
 """A larger step of the time axis, or any step back, is a new axis (a camera's clock was set, a file began anew)."""
+_WINDOW_S = 2.0
+"""Longer than cameras and networks hold frames back and then send them at once."""
 _SMOOTHING = 0.125
 """Weight of the newest distance between frames in their mean."""
 
@@ -39,3 +41,27 @@ class RateLimiter:
         # After a pause there is no credit for what did not come, beyond one frame for the one that is late now.
         self._due = max(due + self._interval, time_s)
         return True
+
+
+class LiveAxis:
+    """The time axis of a live stream: presentation time as long as it runs like the arrivals do, else the arrivals.
+
+    Time stamps that stand still, or run at another rate than the camera, would make a limiter drop every frame or let
+    every frame through. Jumps are no matter: the limiter begins anew at them.
+    """
+
+    def __init__(self) -> None:
+        self._honest = True
+        self._begin: tuple[float, float] | None = None
+
+    def time(self, pts: float | None, arrived_at: float) -> float:
+        """Seconds for `RateLimiter.accept`, of the next frame."""
+        if pts is None:
+            return arrived_at
+        if self._begin is None:
+            self._begin = pts, arrived_at
+        begin_pts, began_at = self._begin
+        if arrived_at - began_at >= _WINDOW_S:
+            self._honest = 0.5 <= (pts - begin_pts) / (arrived_at - began_at) <= 2
+            self._begin = pts, arrived_at
+        return pts if self._honest else arrived_at

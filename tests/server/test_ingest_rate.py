@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.ingest.rate import RateLimiter
+from server.ingest.rate import LiveAxis, RateLimiter
 
 rates = st.floats(0.5, 60)
 
@@ -70,3 +70,19 @@ def test_a_rate_that_is_none_is_refused() -> None:
     for rate in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="max_fps"):
             RateLimiter(rate)
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.01, 0.2, 1.0, 1.02, 5.0, 1000.0])
+def test_time_stamps_at_a_wrong_rate_change_nothing(speed: float) -> None:
+    """25 fps by the arrivals, whatever the camera's time stamps say, capped to 5 for a minute."""
+    axis, limiter = LiveAxis(), RateLimiter(5)
+    count = sum(limiter.accept(axis.time(n / 25 * speed, 100 + n / 25)) for n in range(25 * 60))
+    # Until it is found out, two seconds, all or none may pass.
+    assert 5 * 58 - 1 <= count <= 5 * 58 + 51
+
+
+def test_an_honest_axis_is_kept_over_pauses_and_jitter() -> None:
+    axis = LiveAxis()
+    times = [axis.time(n / 25, n / 25 + (0.4 if n % 25 == 0 else 0.01)) for n in range(500)]
+    assert times == [n / 25 for n in range(500)]
+    assert axis.time(None, 7.5) == 7.5, "no time stamp"
