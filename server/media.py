@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from server.ingest.network import ANYWHERE, Networks
 from server.settings import ServerSettings
@@ -19,7 +19,7 @@ from server.streams import DEVICE_SCHEME, PIPELINE_PREFIX, SOURCE_SCHEMES, is_pi
 
 _DEVICE = re.compile(r"/dev/(?:video\d{1,3}|v4l/by-(?:id|path)/[\w.:+-]+)")
 _DEVICE_OPTIONS = {"size": r"\d{1,5}x\d{1,5}", "fps": r"\d{1,3}(?:/\d{1,4})?", "format": r"\w{1,16}"}
-_SRT_OPTIONS = {"mode": r"caller|listener", "passphrase": r".{10,79}", "streamid": r".{1,512}", "latency": r"\d{1,5}",
+_SRT_OPTIONS = {"mode": r"caller", "passphrase": r".{10,79}", "streamid": r".{1,512}", "latency": r"\d{1,5}",
                 "pbkeylen": r"0|16|24|32"}  # fmt: skip
 _LISTENING = ("udp", "rtp")
 _ENDS_IN_APPSINK = re.compile(r"!\s*appsink\b[^!]*$")
@@ -109,11 +109,13 @@ def _network(url: str, scheme: str, rules: Rules) -> str:
     if scheme in _LISTENING:
         _check_listening(host, port)
         return url
-    listens = _check_srt(parts) if scheme == "srt" else False
-    if not host and not listens:
+    if not host:
         raise BadAddress("the URL names no host")
-    if host and not listens:
-        _check_literal(host, rules.networks)
+    if scheme == "srt":
+        if not port:
+            raise BadAddress("the URL names no port")
+        _check_options(parts.query, _SRT_OPTIONS)
+    _check_literal(host, rules.networks)
     return url
 
 
@@ -135,14 +137,6 @@ def _check_listening(host: str | None, port: int | None) -> None:
         raise BadAddress(
             "the host is where to listen: a multicast group, an address of this machine, or none for all"
         ) from None
-
-
-def _check_srt(parts: SplitResult) -> bool:
-    """Whether the camera calls us."""
-    if not parts.port:
-        raise BadAddress("the URL names no port")
-    _check_options(parts.query, _SRT_OPTIONS)
-    return dict(parse_qsl(parts.query)).get("mode") == "listener"
 
 
 def _check_options(query: str, known: dict[str, str]) -> None:

@@ -8,7 +8,6 @@ counted here, since sixteen TS packets lost in a row leave the four bits of a co
 from __future__ import annotations
 
 import contextlib
-import io
 import ipaddress
 import select
 import socket
@@ -16,6 +15,7 @@ import struct
 from typing import Any
 
 from server.ingest.network import Networks, Patience
+from server.ingest.readable import Readable
 from server.ingest.source import Reason, SourceError
 
 TS_PACKET = 188
@@ -25,19 +25,17 @@ _BUFFER_BYTES = 4 << 20
 _RTP_HEADER = 12
 
 
-class Datagrams(io.RawIOBase):
+class Datagrams(Readable):
     """Opened anew for each connection."""
 
     def __init__(self, host: str, port: int, rtp: bool, networks: Networks) -> None:
         """`host`: a multicast group, an address of this machine, or "" for all of them."""
-        super().__init__()
-        self.name = "udp"
+        super().__init__("udp")
         self._host, self._port = host, port
         self._rtp = rtp
         self._networks = networks
         self._patience = Patience()
         self._socket: socket.socket | None = None
-        self._rest = b""
         self._lost = 0
 
     def open(self) -> None:
@@ -53,7 +51,8 @@ class Datagrams(io.RawIOBase):
         self._sender: Any = None
         self._refused = False
         self._sequence: int | None = None
-        self._rest, self._lost = b"", 0
+        self._lost = 0
+        self.begin_anew()
 
     def allow_until(self, deadline: float, late: SourceError) -> None:
         self._patience.allow_until(deadline, late)
@@ -63,19 +62,12 @@ class Datagrams(io.RawIOBase):
         lost, self._lost = self._lost, 0
         return lost
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def read(self, size: int = -1) -> bytes:
-        """TS packets of a datagram, as soon as there is one. Raises SourceError."""
-        while not self._rest:
-            self._rest = self._payload()
-        data = self._rest[:size] if size > 0 else self._rest
-        self._rest = self._rest[len(data) :]
-        return data
+    def _more(self, size: int) -> bytes:
+        """TS packets of a datagram, as soon as there is one."""
+        while self._socket is not None:
+            if packets := self._payload(self._socket):
+                return packets
+        return b""
 
     def shut(self) -> None:
         """Close the socket; `close` would be for ever."""
@@ -87,10 +79,7 @@ class Datagrams(io.RawIOBase):
         """libavformat closes its files; the next connection opens this one again."""
         self.shut()
 
-    def _payload(self) -> bytes:
-        sock = self._socket
-        if sock is None:
-            return b""
+    def _payload(self, sock: socket.socket) -> bytes:
         if not select.select([sock], [], [], self._left_s())[0]:
             return b""
         try:

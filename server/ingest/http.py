@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from server import __version__
 from server.ingest import network
 from server.ingest.network import ANYWHERE, Networks, Patience, tls_context
+from server.ingest.readable import Readable
 from server.ingest.rtsp.auth import Authenticator
 from server.ingest.source import Reason, SourceError
 
@@ -137,7 +138,7 @@ class HttpClient:
         return SourceError(Reason.PROTOCOL, "what the peer sends is no HTTP that we understand")
 
 
-class HttpFile(io.RawIOBase):
+class HttpFile(Readable):
     """The body of an answer as a file for libavformat; seekable if its length is known."""
 
     def __init__(
@@ -145,22 +146,18 @@ class HttpFile(io.RawIOBase):
     ) -> None:
         """`begin`, `end`: the part of the whole that is the file. The answer starts at `begin`, or before it; `begun`
         has been read of it already."""
-        super().__init__()
+        super().__init__("http")
         self._client = client
-        self._answer: Answer | None = answer
-        self._url = answer.url
+        self._answer = answer
         self._begin = begin
         length = answer.response.length
         if end is None and length is not None:
             end = answer.offset + len(begun) + length
         self._size = None if end is None else end - begin
-        self._begun = begun
-        self._at = answer.offset - begin  # where the answer is; a position in the file, negative in front of it
+        self._rest = begun
+        self._at = answer.offset - begin + len(begun)
+        """Where the answer is: a position in the file, negative in front of it. `_rest` lies before it."""
         self._want = 0
-        self.name = "http"  # what libav's messages would tell
-
-    def readable(self) -> bool:
-        return True
 
     def seekable(self) -> bool:
         return self._size is not None
@@ -177,41 +174,35 @@ class HttpFile(io.RawIOBase):
         return self._want
 
     def read(self, size: int = -1) -> bytes:
-        if self._size is not None:
-            left = self._size - self._want
-            size = left if size < 0 else min(size, left)
-        if size == 0 or (self._size is not None and size < 0):
-            return b""
-        if self._begun and self._want == self._at:
-            data = self._begun[:size] if size > 0 else self._begun
-            self._begun = self._begun[len(data) :]
-            self._at += len(data)
-            self._want = self._at
-            return data
-        if self._want != self._at:
-            self._reposition()
-        assert self._answer is not None
-        data = self._client.read(self._answer, size if size > 0 else _READ_BYTES)
-        self._at += len(data)
-        self._want = self._at
+        if self._rest and self._want != self._at - len(self._rest):
+            self._rest = b""  # a seek has left it
+        data = super().read(size)
+        self._want += len(data)
         return data
 
     def close(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
+        self._answer.close()
         super().close()
 
+    def _more(self, size: int) -> bytes:
+        size = _READ_BYTES if size <= 0 else size
+        if self._size is not None:
+            size = min(size, self._size - self._want)
+            if size <= 0:
+                return b""
+        if self._want != self._at:
+            self._reposition()
+        data = self._client.read(self._answer, size)
+        self._at += len(data)
+        return data
+
     def _reposition(self) -> None:
-        if self._begun:
-            self._at += len(self._begun)
-            self._begun = b""
         if not 0 <= self._want - self._at <= _SKIP_BYTES:
-            assert self._answer is not None
             self._answer.close()
-            self._answer = self._client.get(self._url, self._begin + self._want)
+            self._answer = self._client.get(self._answer.url, self._begin + self._want)
             self._at = self._answer.offset - self._begin
         while self._at < self._want:
-            skipped = self._client.read(self._answer, min(self._want - self._at, _READ_BYTES))  # type: ignore[arg-type]
+            skipped = self._client.read(self._answer, min(self._want - self._at, _READ_BYTES))
             if not skipped:
                 raise SourceError(Reason.ENDED, "the peer broke the connection off")
             self._at += len(skipped)

@@ -15,6 +15,7 @@ from typing import Protocol
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 from server.ingest.datagrams import Datagrams
+from server.ingest.gst.source import SrtFile
 from server.ingest.http import SCHEMES as HTTP_SCHEMES
 from server.ingest.http import HttpClient, HttpFile
 from server.ingest.network import ANYWHERE, Networks, resolve
@@ -26,6 +27,7 @@ DATAGRAM_SCHEMES = ("udp", "rtp")
 _CONTAINERS = "mov,matroska,mpegts,avi,flv,h264,hevc,mpeg,mpegvideo,mjpeg,mpjpeg,ogg,asf,ivf,obu,mxf"
 _NOTHING = {"protocol_whitelist": "none"}
 """Its bytes come from us."""
+_TS_OPTIONS = _NOTHING | {"format_whitelist": "mpegts", "analyzeduration": "200000"}
 _DEFAULT_PORTS = {"rtsp": 554, "rtspt": 554, "rtsps": 322, "rtmp": 1935}
 _DEVICE_OPTIONS = {"size": "video_size", "fps": "framerate", "format": "input_format"}
 
@@ -151,13 +153,46 @@ class DatagramInput(_Passive):
 
     def openings(self, deadline: float) -> Iterator[Opening]:
         self._datagrams.open()
-        yield Opening(self._datagrams, self._scheme, TS_OPTIONS, "mpegts", refuse)
+        yield Opening(self._datagrams, self._scheme, _TS_OPTIONS, "mpegts", refuse)
 
     def close(self) -> None:
         self._datagrams.close()
 
 
-TS_OPTIONS = _NOTHING | {"format_whitelist": "mpegts", "analyzeduration": "1000000", "scan_all_pmts": "0"}
+class SrtInput(_Passive):
+    """MPEG-TS over SRT; we call the peer. A password is the passphrase of the encryption."""
+
+    def __init__(self, parts: SplitResult, password: str | None, networks: Networks) -> None:
+        self.live = True
+        self._host, self._port = parts.hostname or "", parts.port or 0
+        self._networks = networks
+        options: dict[str, str | int | bool] = dict(parse_qsl(parts.query))
+        for name in ("latency", "pbkeylen"):
+            if name in options:
+                options[name] = int(options[name])
+        if password is not None:
+            options["passphrase"] = password
+        options.pop("mode", None)
+        # A lost connection is told instead of being made again behind our back.
+        self._properties = options | {"auto-reconnect": False}
+        self._file: SrtFile | None = None
+
+    def allow_until(self, deadline: float, late: SourceError) -> None:
+        self._patience = deadline, late
+        if self._file is not None:
+            self._file.allow_until(deadline, late)
+
+    def openings(self, deadline: float) -> Iterator[Opening]:
+        family, target = resolve(self._host, self._port, deadline, self._networks, socket.SOCK_DGRAM)[0]
+        peer = f"[{target[0]}]:{self._port}" if family == socket.AF_INET6 else f"{target[0]}:{self._port}"
+        self._file = SrtFile(f"srt://{peer}?mode=caller", self._properties)
+        self._file.allow_until(*self._patience)
+        self._file.open()
+        yield Opening(self._file, "srt", _TS_OPTIONS, "mpegts", refuse)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.shut()
 
 
 class RtspInput(_Passive):
@@ -205,7 +240,7 @@ class RtmpInput(_Passive):
             "format_whitelist": "flv,live_flv",
             "rtmp_live": "live",
             "rtmp_tcurl": f"rtmp://{parts.netloc}/{application}",
-            "analyzeduration": "1000000",
+            "analyzeduration": "200000",
         }
         yield Opening(url, "rtmp", options)
 
@@ -242,6 +277,8 @@ def input_for(
             return HttpInput(url, username, password, networks)
         if parts.scheme == "rtmp":
             return RtmpInput(url, username, password, networks)
+        if parts.scheme == "srt" and parts.port:
+            return SrtInput(parts, password, networks)
     if parts.scheme in DATAGRAM_SCHEMES and parts.port:
         return DatagramInput(parts, networks)
     raise SourceError(Reason.ERROR, "not an address that is served")

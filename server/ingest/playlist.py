@@ -13,6 +13,7 @@ from collections.abc import Callable
 from urllib.parse import urljoin
 
 from server.ingest.http import Answer, HttpClient, HttpFile
+from server.ingest.readable import Readable
 from server.ingest.source import Reason, SourceError
 
 MAGIC = b"#EXTM3U"
@@ -36,17 +37,18 @@ class PlaylistOpener:
     def __init__(self, client: HttpClient, playlist: Answer, begin: bytes) -> None:
         self._client = client
         self._first: tuple[Answer, bytes] | None = (playlist, begin)
-        self._failure: SourceError | None = None
+        self._failed = False
 
     def __call__(self, url: str, flags: int, options: dict[str, str]) -> io.IOBase:
-        """A file to read. Raises SourceError: libavformat would go on to the next segment, but an opening that has
-        failed ends the connection, so that what follows does not count as its cause."""
-        if self._failure is None:
-            try:
-                return self._open(url, flags, options)
-            except SourceError as error:
-                self._failure = error
-        raise self._failure
+        """A file to read. Raises SourceError, once: libavformat would go on to the next segment, but an opening that
+        has failed ends the connection, and what follows is not to count as its cause."""
+        if self._failed:
+            return io.BytesIO()
+        try:
+            return self._open(url, flags, options)
+        except SourceError:
+            self._failed = True
+            raise
 
     def _open(self, url: str, flags: int, options: dict[str, str]) -> io.IOBase:
         if flags & _WRITE:
@@ -96,12 +98,12 @@ def _join(base: str, name: str) -> str:
         return name
 
 
-class DecryptedFile(io.RawIOBase):
+class DecryptedFile(Readable):
     """AES-128 in CBC mode, with the padding at its end taken off. Not seekable."""
 
     def __init__(self, file: HttpFile, key: str | None, vector: str | None) -> None:
         """`key`, `vector`: 16 bytes in hexadecimal."""
-        super().__init__()
+        super().__init__("http")
         self._file = file
         try:
             # Not every installation has streams that need it.
@@ -115,30 +117,18 @@ class DecryptedFile(io.RawIOBase):
         self._decryptor = cipher.decryptor()
         self._encrypted = b""  # less than a block
         self._last = b""  # the last block, which may be padding
-        self._clear = b""
-        self.name = "http"
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def read(self, size: int = -1) -> bytes:
-        while not self._clear:
-            data = self._file.read(max(size, _BLOCK))
-            if not data:
-                last, self._last = self._last, b""
-                self._clear = last[: -last[-1]] if last and 1 <= last[-1] <= _BLOCK else last
-                break
+    def _more(self, size: int) -> bytes:
+        while data := self._file.read(max(size, _BLOCK)):
             data = self._encrypted + data
             whole = len(data) - len(data) % _BLOCK
             self._encrypted = data[whole:]
             clear = self._last + self._decryptor.update(data[:whole])
-            self._clear, self._last = clear[:-_BLOCK], clear[-_BLOCK:]
-        data = self._clear[:size] if size > 0 else self._clear
-        self._clear = self._clear[len(data) :]
-        return data
+            self._last = clear[-_BLOCK:]
+            if len(clear) > _BLOCK:
+                return clear[:-_BLOCK]
+        last, self._last = self._last, b""
+        return last[: -last[-1]] if last and 1 <= last[-1] <= _BLOCK else last
 
     def close(self) -> None:
         self._file.close()

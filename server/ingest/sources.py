@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from server.ingest.gst.source import GstSource
 from server.ingest.libav import LibavSource
 from server.ingest.network import Networks
 from server.ingest.rtsp.source import RtspSource
 from server.ingest.source import Source, StreamInfo
 from server.ingest.wire import CameraSettings
+from server.streams import PIPELINE_PREFIX, is_pipeline
 
 _RTSP_SCHEMES = ("rtsp://", "rtsps://", "rtspt://")
 
@@ -18,6 +20,9 @@ def sources_for(settings: CameraSettings) -> Iterator[Source]:
     not support the camera's codec (SourceError CODEC). The first may raise SourceError for the address."""
     network = (settings.url, settings.username, settings.password, settings.transport)
     limits = (settings.open_timeout_s, settings.read_timeout_s)
+    if is_pipeline(settings.url):
+        yield GstSource(settings.url[len(PIPELINE_PREFIX) :].strip(), *limits)
+        return
     networks = Networks.parse(settings.allow_networks, settings.deny_networks)
     if settings.rtsp_client == "native" and settings.url.lower().startswith(_RTSP_SCHEMES):
         yield RtspSource(*network, *limits, networks=networks)

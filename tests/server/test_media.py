@@ -27,7 +27,7 @@ def media(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "url",
     ["rtsp://10.0.0.1/s", "rtsps://cam:322/x?y=1", "http://h/v.mp4", "https://h/v.m3u8", "rtmp://h/live/x",
-     "udp://239.1.1.1:1234", "udp://:1234", "rtp://[ff02::1]:5004", "srt://h:9000?latency=120", "srt://:9000?mode=listener",
+     "udp://239.1.1.1:1234", "udp://:1234", "rtp://[ff02::1]:5004", "srt://h:9000?latency=120", "srt://h:9000?mode=caller",
      "srt://h:9000?streamid=cam&passphrase=0123456789"],
 )  # fmt: skip
 def test_network_addresses_pass_as_they_are(url: str) -> None:
@@ -40,7 +40,7 @@ def test_network_addresses_pass_as_they_are(url: str) -> None:
     ["file:///etc/passwd", "file:a.mp4", "concat:a|b", "subfile,,start,0:a", "ftp://h/x", "rtsp://", "rtsp:///path",
      "http://h:99999999/", "rtsp://ho st/", "pipe:0", "crypto:file", "data:text/plain,x", "rtsp://[::1/x", "tcp://h:1",
      "udp://239.1.1.1", "udp://camera:1234", "rtp://h/x", "srt://h", "srt://:9000", "srt://h:1?pbkeylen=3",
-     "srt://h:1?passphrase=short", "srt://h:1?sndbuf=1", "srt://h:1?mode=rendezvous", "rtmp:///live/x",
+     "srt://h:1?passphrase=short", "srt://h:1?sndbuf=1", "srt://h:1?mode=listener", "rtmp:///live/x",
      "v4l2:/etc/passwd", "/dev/mem", "/dev/video0/../mem", "v4l2:/dev/v4l/by-id/../../mem", "v4l2:/dev/video0?size=big",
      "v4l2:/dev/video0?timeout=1", "gst: videotestsrc ! appsink"],
 )  # fmt: skip
