@@ -20,6 +20,13 @@ export function seconds(value) {
 
 export const time = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
+const CODECS = { h264: "H.264", hevc: "H.265", mjpeg: "MJPEG", av1: "AV1" };
+
+/** "H.264, 1920 × 1080, 25 fps", as much of it as is known. */
+export function video({ codec, width, height, fps }) {
+  return [codec && (CODECS[codec] ?? codec), width && `${width} × ${height}`, fps && rate(fps)].filter(Boolean).join(", ");
+}
+
 /** The name of a reason or state, as words. */
 export const words = (name) => name.replaceAll("_", " ");
 

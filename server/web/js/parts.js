@@ -78,13 +78,13 @@ export function Dialog({ title, onClose, wide = false, children }) {
   </dialog>`;
 }
 
-/** Ask before something that cannot be undone. */
-export function Confirm({ title, action, onConfirm, onClose, children }) {
+/** Ask before something weighty; `safe` if it can be undone. */
+export function Confirm({ title, action, safe = false, onConfirm, onClose, children }) {
   return html`<${Dialog} title=${title} onClose=${onClose}>
     <div class="dialog-body">${children}</div>
     <footer>
       <button type="button" autofocus onClick=${onClose}>Cancel</button>
-      <button type="button" class="danger" onClick=${onConfirm}>${action}</button>
+      <button type="button" class=${safe ? "primary" : "danger"} onClick=${onConfirm}>${action}</button>
     </footer>
   </${Dialog}>`;
 }

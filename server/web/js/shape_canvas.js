@@ -34,10 +34,7 @@ export function ShapeCanvas({ shapes }) {
     const { left, top, width, height } = svg.current.getBoundingClientRect();
     return [round((event.clientX - left) / width), round((event.clientY - top) / height)];
   };
-  const place = (point) => {
-    if (drawing.kind === "zones" && shapes.canFinish && near(point, drawing.points[0], size)) shapes.finish();
-    else shapes.addPoint(point);
-  };
+  const place = (point) => shapes.addPoint(point, (first) => near(point, first, size));
   const moveCorner = ({ kind, index, corner }, point) => {
     const points = draft[kind][index].points.map((old, i) => (i === corner ? point : old));
     shapes.update(kind, index, { points });
@@ -59,7 +56,7 @@ export function ShapeCanvas({ shapes }) {
   return html`<svg class=${`shape-canvas ${drawing ? "drawing" : ""}`} ref=${svg} viewBox=${`0 0 ${size[0]} ${size[1]}`}
       tabindex=${drawing ? 0 : -1} role="application" aria-label="Zones and lines on the picture" onKeyDown=${onKeyDown}
       onPointerMove=${onPointerMove} onPointerUp=${() => { dragged.current = null; }}
-      onClick=${(event) => drawing !== null && place(where(event))}>
+      onClick=${(event) => place(where(event))}>
     ${["zones", "lines"].map((kind) => draft[kind].map((shape, index) => html`
       <${Shape} key=${`${kind}${index}`} kind=${kind} shape=${shape} pixels=${pixels}
         chosen=${selected?.kind === kind && selected.index === index}

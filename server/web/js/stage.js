@@ -29,14 +29,13 @@ function useVisible(element) {
 /** `onLive(LiveStream or null)`: for badges. `layers`: {boxes, zones}. `children` lie above the picture. */
 export function Stage({ stream, width, layers, onLive = () => {}, children }) {
   const frame = useRef(null);
-  const box = useRef(null);
   const picture = useRef(null);
   const overlay = useRef(null);
   const live = useRef(null);
   const [shown, setShown] = useState(false);
   const visible = useVisible(frame);
   const { id, zones, lines, status } = stream;
-  const shape = (w, h) => box.current?.style.setProperty("--ratio", w / h);
+  const shape = (w, h) => frame.current?.style.setProperty("--ratio", (w / h).toFixed(4));
 
   useEffect(() => {
     if (!visible) return undefined;
@@ -67,7 +66,7 @@ export function Stage({ stream, width, layers, onLive = () => {}, children }) {
   }, [shown, status.width, status.height]);
 
   return html`<div class=${`stage ${status.state}`} ref=${frame}>
-    <div class="picture" ref=${box}>
+    <div class="picture">
       ${!shown && visible && html`<${Poster} stream=${stream} width=${width} />`}
       <canvas class="frame" ref=${picture} width="16" height="9" role="img" aria-label=${`Live picture of ${id}`}></canvas>
       <canvas class="overlay" ref=${overlay} aria-hidden="true"></canvas>

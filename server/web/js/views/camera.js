@@ -3,7 +3,7 @@
 import { call, may, session, streamPath } from "../api.js";
 import { DropBadge, LiveBadges, StateDot, useLedger } from "../badges.js";
 import { refresh, server, streamOf } from "../connection.js";
-import { count, drops, milliseconds, rate, reason, seconds, words } from "../format.js";
+import { count, drops, milliseconds, rate, reason, seconds, video, words } from "../format.js";
 import { html, useEffect, useRef, useState, useStore } from "../lib.js";
 import { Confirm, Empty, Icon, IconButton, toast } from "../parts.js";
 import { ShapeCanvas } from "../shape_canvas.js";
@@ -118,7 +118,7 @@ function Overview({ stream: { id, url, status, classes, confidence } }) {
     ["State", state],
     ["", status.detail],
     ["Address", url],
-    ["Video", [status.codec?.toUpperCase(), status.width && `${status.width} × ${status.height}`, status.fps && rate(status.fps)].filter(Boolean).join(", ")],
+    ["Video", video(status)],
     ["Received", status.fps_received !== null && `${rate(status.fps_received)}${status.transport ? ` over ${status.transport.toUpperCase()}` : ""}`],
     ["Detected", rate(status.fps_detected)],
     ["Latency", status.latency_ms_p50 !== null && `${milliseconds(status.latency_ms_p50)} (p99 ${milliseconds(status.latency_ms_p99)})`],

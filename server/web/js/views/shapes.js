@@ -2,7 +2,7 @@
 
 import { call, streamPath } from "../api.js";
 import { refresh, server } from "../connection.js";
-import { html, useEffect, useState, useStore } from "../lib.js";
+import { html, useEffect, useRef, useState, useStore } from "../lib.js";
 import { IconButton, toast } from "../parts.js";
 
 /** Of the shapes' points: shares of width and height. */
@@ -21,6 +21,11 @@ export function useShapes(stream) {
   const [base, setBase] = useState(stamp);
   const [selected, select] = useState(null);
   const [drawing, setDrawing] = useState(null);
+  const current = useRef(null); // `drawing` at once: clicks may be faster than the page is drawn anew
+  const draw = (next) => {
+    current.current = next;
+    setDrawing(next);
+  };
   const changed = JSON.stringify(draft) !== base;
   useEffect(() => {
     if (stamp === base) return;
@@ -32,35 +37,38 @@ export function useShapes(stream) {
   }));
   const reset = () => {
     setDraft(saved);
-    setDrawing(null);
+    draw(null);
     select(null);
   };
   return {
     draft, selected, drawing, changed, select, update, reset,
     begin(kind) {
       select(null);
-      setDrawing({ kind, points: [] });
+      draw({ kind, points: [] });
     },
-    addPoint(point) {
-      const points = [...drawing.points, point.map(round)];
-      setDrawing({ ...drawing, points });
-      if (drawing.kind === "lines" && points.length === 2) finish(points);
+    /** `closes(first)`: whether this point is meant to be the first one again. */
+    addPoint(point, closes) {
+      if (current.current === null) return;
+      const { kind, points } = current.current;
+      if (kind === "zones" && points.length >= FEWEST.zones && closes(points[0])) return finish(current.current);
+      const next = { kind, points: [...points, point.map(round)] };
+      if (kind === "lines" && next.points.length === FEWEST.lines) finish(next);
+      else draw(next);
     },
-    undoPoint: () => setDrawing((now) => now && { ...now, points: now.points.slice(0, -1) }),
-    cancel: () => setDrawing(null),
-    finish: () => finish(drawing.points),
+    undoPoint: () => draw({ ...drawing, points: drawing.points.slice(0, -1) }),
+    cancel: () => draw(null),
+    finish: () => finish(drawing),
     canFinish: drawing !== null && drawing.points.length >= FEWEST[drawing.kind],
     remove(kind, index) {
       setDraft((all) => ({ ...all, [kind]: all[kind].filter((_, i) => i !== index) }));
       select(null);
     },
   };
-  function finish(points) {
-    const { kind } = drawing;
+  function finish({ kind, points }) {
     const name = freeName(kind === "zones" ? "zone" : "line", draft);
     setDraft((all) => ({ ...all, [kind]: [...all[kind], { name, points }] }));
     select({ kind, index: draft[kind].length });
-    setDrawing(null);
+    draw(null);
   }
 }
 
@@ -97,7 +105,7 @@ export function ShapesPanel({ stream, shapes }) {
       <button type="button" onClick=${() => shapes.begin("zones")}>Draw a zone</button>
       <button type="button" onClick=${() => shapes.begin("lines")}>Draw a line</button>
     </div>
-    ${empty && html`<p class="muted">A zone reports who enters, stays and leaves. A line counts who crosses it, and which way.</p>`}
+    ${empty && html`<p class="muted">A zone tells who enters, stays and leaves. A line counts who crosses it, in (the way of its arrow) or out.</p>`}
     ${["zones", "lines"].map((kind) => draft[kind].map((shape, index) => html`
       <${ShapeRow} key=${`${kind}-${index}`} kind=${kind} index=${index} shape=${shape} shapes=${shapes} />`))}
     ${fault !== null && html`<p class="fault" role="alert">${fault}</p>`}
@@ -142,6 +150,9 @@ function ShapeRow({ kind, index, shape, shapes }) {
         <input id=${`${id}-classes`} placeholder="all" value=${(shape.classes ?? []).join(", ")} onChange=${(event) => classes(event.target.value)} /></div>
     </div>
     <div class="row">
+      ${kind === "zones" && html`<div class="field narrow"><label for=${`${id}-dwell`}>Dwell, seconds</label>
+        <input id=${`${id}-dwell`} type="number" min="0.1" step="any" placeholder="not told" value=${shape.dwell_s ?? ""}
+          onChange=${(event) => change({ dwell_s: event.target.value === "" ? undefined : Number(event.target.value) })} /></div>`}
       ${kind === "lines" && html`<button type="button" onClick=${() => change({ points: [...shape.points].reverse() })}>Turn around</button>`}
       <span class="spring"></span>
       <${IconButton} icon="close" label=${`Remove ${shape.name}`} onClick=${() => remove(kind, index)} />

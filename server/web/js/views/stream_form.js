@@ -7,7 +7,7 @@ import { call, streamPath } from "../api.js";
 import { refresh, server } from "../connection.js";
 import { html, useEffect, useRef, useState, useStore } from "../lib.js";
 import { Dialog, toast } from "../parts.js";
-import { reason } from "../format.js";
+import { reason, video } from "../format.js";
 
 const FIRST = ["id", "url", "username", "password", "classes", "confidence", "max_fps"];
 const DRAWN = new Set(["zones", "lines"]);
@@ -102,13 +102,14 @@ export function StreamForm({ stream, onDone }) {
 }
 
 function Report({ report }) {
+  const element = useRef(null);
+  useEffect(() => element.current?.scrollIntoView({ block: "nearest" }), [report]);
   if (report === null) return null;
   if (!report.ok) {
-    return html`<div class="report bad" role="status"><strong>It cannot be opened: ${reason(report.reason)}.</strong>${report.detail && html`<p>${report.detail}</p>`}</div>`;
+    return html`<div ref=${element} class="report bad" role="status"><strong>It cannot be opened: ${reason(report.reason)}.</strong>${report.detail && html`<p>${report.detail}</p>`}</div>`;
   }
-  const what = [report.codec?.toUpperCase(), report.width && `${report.width} × ${report.height}`, report.fps && `${Math.round(report.fps * 100) / 100} fps`];
-  return html`<div class=${`report ${report.capacity ? "good" : "warn"}`} role="status">
-    <strong>It works: ${what.filter(Boolean).join(", ")}.</strong>
+  return html`<div ref=${element} class=${`report ${report.capacity ? "good" : "warn"}`} role="status">
+    <strong>It works: ${video(report)}.</strong>
     <p>${report.capacity ? "The engine has room for it." : "The engine is busy: not every frame can be detected."}</p>
   </div>`;
 }
