@@ -23,12 +23,13 @@ from pydantic import ValidationError
 from server import __version__
 from server.access.registry import check_reach
 from server.access.tokens import AccessError
+from server.models.start import First, given, remembered
 from server.outcome import timestamp
 from server.secrecy import hide_arguments
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.streams import StreamDefinition, masked_url, split_credentials
 from yolov9.bundle import Bundle, BundleError
-from yolov9.packaged import DEFAULT, ModelNotFound, resolve
+from yolov9.packaged import DEFAULT, ModelNotFound
 
 log = logging.getLogger("yolov9.server")
 
@@ -69,14 +70,14 @@ def run(argv: list[str]) -> int:
             settings = _settings(options, stack)
             _configure_logging(settings)
             _raise_descriptor_limit()
-            bundle = _bundle(settings)
+            first = _first(settings)
             streams = {_stream_id(url): url for url in options.stream}
             if options.demo:
                 from server.demo import demo_camera
 
                 streams["demo"] = stack.enter_context(demo_camera())
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(settings, bundle, streams))
+                return runner.run(_serve(settings, first, streams))
     except UsageError as error:
         print(f"yolov9-server: {error}", file=sys.stderr)
         return 2
@@ -97,9 +98,10 @@ def _settings(options: argparse.Namespace, stack: contextlib.ExitStack) -> Serve
     return settings
 
 
-def _bundle(settings: ServerSettings) -> Bundle:
+def _first(settings: ServerSettings) -> First | None:
+    """The model that was asked for, if one was: before anything else is started."""
     try:
-        return Bundle.load(resolve(settings.model or DEFAULT))
+        return None if settings.model is None else given(settings.model, settings.data)
     except (ModelNotFound, BundleError) as error:
         raise UsageError(str(error)) from None
 
@@ -142,7 +144,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(settings: ServerSettings, bundle: Bundle, streams: dict[str, str]) -> int:
+async def _serve(settings: ServerSettings, first: First | None, streams: dict[str, str]) -> int:
     from server.delivery.app import create_app
     from server.delivery.ports import ServerError
     from server.delivery.serve import ServeError, serve
@@ -167,8 +169,11 @@ async def _serve(settings: ServerSettings, bundle: Bundle, streams: dict[str, st
         # Before anybody else makes it: passwords, tokens and pictures will lie there.
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = Store(settings.data / "streams.sqlite")
-        runtime = Runtime(settings, bundle, store, metrics=Metrics(), worker_factory=worker)
+        bundle, name = first or await remembered(store, settings.data)
+        runtime = Runtime(settings, bundle, store, metrics=Metrics(), worker_factory=worker, model_name=name)
         await runtime.start()
+    except (ModelNotFound, BundleError) as error:
+        raise UsageError(str(error)) from None
     except (StoreError, OSError) as error:
         log.error("cannot start: %s", error)
         return 1

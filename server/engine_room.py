@@ -227,9 +227,13 @@ class EngineRoom:
             "names": model.names,
         }
 
+    def usual_s(self, width: int, height: int) -> float | None:
+        """Usual time for one picture of this size, seconds; None: nothing has been measured yet."""
+        return self.dispatcher.usual_s(input_shape(self.model.input_size, width, height))
+
     def has_room(self, width: int, height: int, frames_per_s: float) -> bool:
         """Whether the engine could detect so many pictures of this size a second."""
-        usual = self.dispatcher.usual_s(input_shape(self.model.input_size, width, height))
+        usual = self.usual_s(width, height)
         if usual is None:
             return True  # nothing measured yet
         return frames_per_s * usual <= (self.live.hello.parallel if self.live.hello else 1)

@@ -22,6 +22,8 @@ from server.ingest.supervisor import Camera, ProbeResult
 from server.ingest.wire import EncodeRequest
 from server.metrics import Metrics, StreamCounters
 from server.models.deployment import WorkerFactory
+from server.models.registry import Registry
+from server.models.swap import Swapper
 from server.results import Detection
 from server.roster import Roster
 from server.settings import ServerSettings
@@ -44,6 +46,7 @@ class Runtime:
         *,
         metrics: Metrics,
         worker_factory: WorkerFactory,
+        model_name: str | None = None,
         camera_factory: Callable[..., Camera] = Camera,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -57,9 +60,10 @@ class Runtime:
         self._requests = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.hub = Hub(settings.websocket_queue_messages, settings.websocket_queue_bytes, metrics=metrics, clock=clock)
-        self.engine = EngineRoom(
-            settings, bundle, bundle.name, metrics=metrics, make_worker=worker_factory, clock=clock
-        )
+        name = model_name or bundle.name
+        self.engine = EngineRoom(settings, bundle, name, metrics=metrics, make_worker=worker_factory, clock=clock)
+        max_bytes = settings.model_max_mb << 20
+        self.registry = Registry(settings.data, settings.model_folders, max_bytes, bundle, name)
 
     # Life.
 
@@ -70,14 +74,19 @@ class Runtime:
             self._settings, self._store, self.engine, hub=self.hub, metrics=self.metrics,
             make_camera=self._make_camera, clock=self._clock, wall_clock=self._wall_clock,
         )  # fmt: skip
+        self.swapper = Swapper(
+            self._settings, self.engine, self.roster, self.registry, self._store, self.metrics, self._clock
+        )
         self.metrics.bind(self)
         await self.roster.restore()
+        self._spawn(self.registry.scan())
         self._spawn(self._tick())
 
     async def stop(self) -> None:
         """No new frames; what is in the house is answered, within the drain time; ledgers are closed and logged."""
         for task in self._tasks:
             task.cancel()
+        await self.swapper.stop()
         await self.roster.drain()
         await self.engine.stop()
         await self._store.close()

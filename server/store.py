@@ -1,4 +1,4 @@
-"""Streams that outlive the server: one row for each, as JSON, in SQLite.
+"""What outlives the server, in SQLite: streams, one row for each, as JSON, and which model is active.
 
 The file holds the cameras' passwords and is readable by its owner alone. Every call is one short transaction in a
 thread of the store's own, so that a slow disk never holds up the event loop.
@@ -25,10 +25,14 @@ log = logging.getLogger("yolov9.store")
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_S = 2.0
 """How long a lock of another process (a backup, an sqlite3 shell) is waited for."""
-_SCHEMA = "CREATE TABLE streams (id TEXT PRIMARY KEY, definition TEXT NOT NULL)"
+_SCHEMA = (
+    "CREATE TABLE streams (id TEXT PRIMARY KEY, definition TEXT NOT NULL)",
+    "CREATE TABLE memory (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
+"""What each version added to the one before."""
 
 
 class StoreError(ServerError):
@@ -80,6 +84,15 @@ class Store:
         """Nothing happens if there is no such stream."""
         await self._run(lambda c: c.execute("DELETE FROM streams WHERE id = ?", (stream_id,)))
 
+    async def recall(self, key: str) -> str | None:
+        """What was remembered under this name."""
+        rows = await self._run(lambda c: c.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchall())
+        return rows[0][0] if rows else None
+
+    async def remember(self, key: str, value: str) -> None:
+        """On disk when this returns."""
+        await self._run(lambda c: c.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value)))
+
     async def close(self) -> None:
         """After the calls made so far. May be called again."""
         try:
@@ -118,7 +131,7 @@ class Store:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise StoreError(f"{self._path}: was written by a newer release (schema {version}, known {SCHEMA_VERSION})")
-        if version == 0:
-            connection.execute(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        for step in _SCHEMA[version:]:
+            connection.execute(step)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")

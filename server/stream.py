@@ -77,6 +77,7 @@ class Stream:
     """`camera` is set by the runtime right after construction (it needs this stream's callbacks)."""
 
     camera: Camera
+    in_order = True
 
     def __init__(self, definition: StreamDefinition, arena: int, house: House) -> None:
         self._house = house
@@ -198,7 +199,7 @@ class Stream:
         if known is not None:
             return known
         definition = self.definition
-        lacking = set(self.missing_classes(model))
+        lacking = set(self.missing_classes(model.names))
         classes = None if definition.classes is None else [c for c in definition.classes if c not in lacking]
         chosen = {c: x for c, x in (definition.class_confidence or {}).items() if c not in lacking}
         thresholds = class_thresholds(model.names, self._confidence, classes, chosen)
@@ -212,14 +213,20 @@ class Stream:
         )
         return limits
 
+    @property
+    def source_size(self) -> tuple[int, int] | None:
+        """(width, height) of the camera's pictures, None if it has not been seen yet."""
+        seen = self._seen
+        return (seen.width, seen.height) if seen.width and seen.height else None
+
     def scales_for(self, input_size: int) -> bool:
         """Whether no frame of another input size can come from the camera any more. One told by `Camera.resize` says
         with its heartbeat that it has heard."""
         return not self.camera.alive or self._input_size == input_size
 
-    def missing_classes(self, model: Model) -> list[str]:
-        """Classes that this stream asks for and the model does not have."""
-        return missing_classes(model.names, self.definition.classes, self.definition.class_confidence)
+    def missing_classes(self, names: dict[int, str]) -> list[str]:
+        """Classes that this stream asks for and a model of these does not have."""
+        return missing_classes(names, self.definition.classes, self.definition.class_confidence)
 
     def dropped(self, frame: Waiting, reason: str) -> None:
         event = self._release(frame.seq)
@@ -335,7 +342,7 @@ class Stream:
                 "codec": seen.codec,
                 "width": last["width"] if last else seen.width,
                 "height": last["height"] if last else seen.height,
-                "missing_classes": self.missing_classes(self._house.model()),
+                "missing_classes": self.missing_classes(self._house.model().names),
                 "input_width": None if self._shape is None else self._shape[1],
                 "input_height": None if self._shape is None else self._shape[0],
                 "fps": seen.fps,

@@ -19,7 +19,7 @@ class ModelNotFound(Exception):
 
 def names() -> list[str]:
     """Names of the packaged models, sorted."""
-    root = _root()
+    root = folder()
     return sorted(p.name for p in root.iterdir() if (p / "model.json").is_file()) if root.is_dir() else []
 
 
@@ -32,7 +32,7 @@ def resolve(name_or_path: str | Path) -> Path:
     if path.exists():
         return path
     if len(path.parts) == 1 and str(name_or_path) in names():
-        return _root() / str(name_or_path)
+        return folder() / str(name_or_path)
     published = _published(str(name_or_path))
     if published is not None:
         return published
@@ -58,5 +58,6 @@ def _published(name: str) -> Path | None:
     return path
 
 
-def _root() -> Path:
+def folder() -> Path:
+    """Where the packaged models lie."""
     return Path(str(files("yolov9") / "models"))

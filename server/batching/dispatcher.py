@@ -6,12 +6,16 @@ Owners (a stream, the desk of `POST /detect`) offer frames and get each one back
 Which model a frame meets is settled when its batch is sent, not before: `switch` lets the next batch go to another
 line, while those under way end where they are. What cameras have already scaled for the old model's input size still
 goes to the old line, until `retire`.
+
+Answers of one owner come back in the order in which its frames were sent, whichever engine is faster.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from server.batching.line import Line
@@ -38,12 +42,23 @@ class Outcome(NamedTuple):
 class Owner(Protocol):
     """Whoever offers frames: the payload of each `Waiting`."""
 
+    in_order: bool
+    """Its answers come in the order of sending; otherwise as soon as they are there."""
+
     def frame(self, waiting: Waiting, model: Model) -> Frame:
         """What the worker must know of the frame, now that it is sent to this model."""
         ...
 
     def done(self, frame: Waiting, outcome: Outcome) -> None: ...
     def dropped(self, frame: Waiting, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A frame of an owner who wants answers in order."""
+
+    frame: Waiting
+    outcome: Outcome | None = None
 
 
 class Dispatcher:
@@ -65,6 +80,8 @@ class Dispatcher:
         self._loop = loop
         self._on_batch = on_batch
         self._next_id = 1
+        self._sent: dict[Owner, deque[_Sent]] = {}
+        self._held = 0  # answers that wait for one that was sent before them
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._pumping = False
@@ -88,8 +105,8 @@ class Dispatcher:
 
     @property
     def in_engine(self) -> int:
-        """Frames sent to a worker and not answered yet."""
-        return sum(line.frames_out for line in self._lines())
+        """Frames sent to a worker whose answers have not been given back yet."""
+        return sum(line.frames_out for line in self._lines()) + self._held
 
     def unanswered_s(self) -> float:
         """For how long frames have been here without any of them being answered; 0 while there are none."""
@@ -99,9 +116,14 @@ class Dispatcher:
     def _busy(self) -> bool:
         return bool(self._scheduler.waiting or self.in_engine)
 
-    def usual_s(self, shape: Shape, batch: int = 1) -> float | None:
-        """Usual inference time, seconds; None if not known yet."""
-        return self._line.window.usual_s((shape, batch))
+    def usual_s(self, shape: Shape) -> float | None:
+        """Usual inference time of one picture, seconds: of the smallest batches that there have been. None if not known
+        yet."""
+        line = self._line
+        for batch in range(1, line.max_batch + 1):
+            if (usual := line.window.usual_s((shape, batch))) is not None:
+                return usual / batch
+        return None
 
     def configure(self, stream: str, policy: Policy) -> None:
         self._scheduler.configure(stream, policy)
@@ -196,6 +218,9 @@ class Dispatcher:
         line.batches[batch_id] = batch
         line.window.sent(batch_id, (shape, len(batch)), now)
         self._on_batch(len(batch))
+        for frame in batch:
+            if frame.payload.in_order:
+                self._sent.setdefault(frame.payload, deque()).append(_Sent(frame))
         frames = [frame.payload.frame(frame, line.model) for frame in batch]
         line.worker.infer(Infer(batch_id, shape[0], shape[1], frames))
 
@@ -257,10 +282,24 @@ class Dispatcher:
         code = (reason or "engine_error") if failed else None
         for index, frame in enumerate(batch):
             detections = b"" if failed else done.detections[index]
-            frame.payload.done(
-                frame, Outcome(line.model, done.started_at, done.finished_at, detections, done.error, code, len(batch))
-            )
+            outcome = Outcome(line.model, done.started_at, done.finished_at, detections, done.error, code, len(batch))
+            self._answer(frame, outcome)
         self.pump()
+
+    def _answer(self, frame: Waiting, outcome: Outcome) -> None:
+        owner: Owner = frame.payload
+        if not owner.in_order:
+            owner.done(frame, outcome)
+            return
+        sent = self._sent[owner]
+        next(one for one in sent if one.frame is frame).outcome = outcome
+        self._held += 1
+        while sent and (first := sent[0]).outcome is not None:
+            sent.popleft()
+            self._held -= 1
+            owner.done(first.frame, first.outcome)
+        if not sent:
+            del self._sent[owner]
 
     def close(self) -> None:
         if self._timer is not None:

@@ -12,6 +12,7 @@ from server.delivery import (
     docs,
     documented,
     health,
+    models,
     permissions,
     problems,
     session,
@@ -47,9 +48,9 @@ def create_app(runtime: RuntimePort, settings: ServerSettings) -> FastAPI:
     problems.install(app)
     documented.install_openapi(app, token=not access.open)
     # detections last: it catches unknown WebSocket paths
-    for room in (health, web, session, docs, streams, snapshots, detect, detections):
+    for room in (health, web, session, docs, streams, models, snapshots, detect, detections):
         app.include_router(room.router)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, max_model_bytes=settings.model_max_mb << 20)
     app.add_middleware(Guard, access=access, doorkeeper=doorkeeper, settings=settings)
     # Outside of the guard: a browser asks whether it may send a token without sending one.
     app.add_middleware(Cors, settings=settings)

@@ -11,6 +11,8 @@ from server.delivery.problems import problem_response
 MAX_BODY_BYTES = 64 << 10
 MAX_IMAGE_BYTES = 32 << 20
 IMAGE_PATH = "/detect"
+MODELS_PATH = "/models"
+"""Bundles may be sent there as archives."""
 _CLOSE = {"Connection": "close"}
 """The rest of the body is not waited for."""
 
@@ -18,14 +20,15 @@ _CLOSE = {"Connection": "close"}
 class BodyLimit:
     """ASGI middleware. A body that is announced as too large is not read at all."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_model_bytes: int = 1 << 30) -> None:
         self._app = app
+        self._max_model_bytes = max_model_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = MAX_IMAGE_BYTES if scope["path"] == IMAGE_PATH else MAX_BODY_BYTES
+        limit = self._limit(scope)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             response = problem_response(413, "body_too_large", _too_large(limit), headers=_CLOSE)
@@ -44,6 +47,15 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+    def _limit(self, scope: Scope) -> int:
+        if scope["path"] == IMAGE_PATH:
+            return MAX_IMAGE_BYTES
+        if scope["path"] == MODELS_PATH and not Headers(scope=scope).get("content-type", "").startswith(
+            "application/json"
+        ):
+            return self._max_model_bytes
+        return MAX_BODY_BYTES
 
 
 def _too_large(limit: int) -> str:

@@ -60,6 +60,11 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     (WEBSOCKET, "/detections"): _VIEWER,
     ("GET", "/detections/sse"): _VIEWER,
     ("POST", "/detect"): _OPERATOR,
+    ("GET", "/models"): _VIEWER,
+    ("POST", "/models"): _ADMIN,
+    ("GET", "/models/{name}"): _VIEWER,
+    ("DELETE", "/models/{name}"): _ADMIN,
+    ("POST", "/models/{name}/activate"): _ADMIN,
     (WEBSOCKET, "/{path:path}"): _ANY_TOKEN,  # an honest 404
 }
 # fmt: on

@@ -14,6 +14,8 @@ from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStat
 if TYPE_CHECKING:
     from server.delivery.hub import Hub
     from server.metrics import Metrics
+    from server.models.registry import Registry
+    from server.models.swap import Swapper
 
 
 class ServerError(Exception):
@@ -114,6 +116,8 @@ class DetectReport(Protocol):
 class RuntimePort(Protocol):
     hub: Hub
     metrics: Metrics
+    registry: Registry
+    swapper: Swapper
 
     @property
     def streams(self) -> Mapping[str, StreamHandle]: ...

@@ -28,6 +28,8 @@ class Timer:
 class World:
     """Virtual time, a loop that only knows call_later, and a worker that answers when told to."""
 
+    in_order = True
+
     def __init__(self, *, max_batch: int = 1, parallel: int = 1) -> None:
         self.now = 100.0
         self.timers: list[Timer] = []

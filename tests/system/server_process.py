@@ -21,8 +21,10 @@ from websockets.sync.client import connect
 class ServerProcess:
     """`python -m server` on a free port. Use as a context; `log` is all that it wrote so far."""
 
-    def __init__(self, model: Path, data: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "server", "--port", "0", "--model", str(model), "--data", str(data), *options]
+    def __init__(self, model: Path | None, data: Path, *options: str) -> None:
+        """`model` None: what the data base remembers."""
+        command = [sys.executable, "-m", "server", "--port", "0", "--data", str(data), *options]
+        command += [] if model is None else ["--model", str(model)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=data.parent)
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

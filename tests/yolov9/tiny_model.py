@@ -57,6 +57,37 @@ def random_model(classes: int = 3, width: int = 8, seed: int = 0) -> bytes:
     return _model(nodes, weights, classes)
 
 
+def nan_model() -> bytes:
+    """As the colour model, but its scores are no numbers: a training that went wrong."""
+    nodes = [
+        helper.make_node("AveragePool", ["nchw"], ["mean"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Slice", ["mean", "zero", "two", "one"], ["two_planes"]),
+        helper.make_node("Sub", ["two_planes", "32f"], ["negative"]),
+        helper.make_node("Sqrt", ["negative"], ["scores"]),
+    ]
+    return _model(nodes, [numpy_helper.from_array(np.array([2]), "two")], classes=2)
+
+
+def slow_model(layers: int = 40, width: int = 48) -> bytes:
+    """Two classes, and convolutions at full resolution before them: tens of milliseconds for the smallest picture."""
+    rng = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+    previous, channels = "nchw", 3
+    for i in range(layers):
+        weights.append(_tensor(f"w{i}", rng.normal(0, (9 * channels) ** -0.5, (width, channels, 3, 3))))
+        nodes.append(helper.make_node("Conv", [previous, f"w{i}"], [f"conv{i}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"conv{i}"], [f"act{i}"]))
+        previous, channels = f"act{i}", width
+    weights.append(_tensor("head", rng.normal(0, 1, (2, width, 1, 1))))
+    nodes += [
+        helper.make_node("AveragePool", [previous], ["mean"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Conv", ["mean", "head"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["scores"]),
+    ]
+    return _model(nodes, weights, classes=2)
+
+
 def tiny_bundle(folder: Path, model: bytes | None = None, names: Any = COLOURS, **options: Any) -> Bundle:
     options = {"name": "tiny", "input_size": 128, "precision": "fp32", **options}
     return write_bundle(folder, names=names, onnx=model or colour_model(), **options)
