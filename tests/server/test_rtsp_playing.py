@@ -287,3 +287,32 @@ def test_udp_gives_up_a_missing_packet_soon() -> None:
         assert 0.07 < held < 0.4
         source.close()
     udp.rtp.close()
+
+
+def test_frames_that_a_late_reader_finds_together_came_at_different_times() -> None:
+    """The kernel has one time stamp for all that lies in the socket: that of the last packet."""
+    sent: list[float] = []
+    first_is_read, all_are_sent = threading.Event(), threading.Event()
+
+    def playing(peer: Peer) -> None:
+        for number in range(1, 6):
+            sent.append(time.monotonic())
+            peer.frame(0, rtp(number))
+            if number == 1:
+                assert first_is_read.wait(5)
+            time.sleep(0.06)
+        all_are_sent.set()
+        peer.read()
+
+    with ScriptedServer(camera(playing=playing)) as server:
+        source = RtspSource(server.url)
+        source.open()
+        units = source.units()
+        taken = [next(unit for unit in units if unit is not None)]
+        first_is_read.set()
+        assert all_are_sent.wait(5)
+        taken += [next(unit for unit in units if unit is not None) for _ in range(4)]
+        source.close()
+    for unit, at in zip(taken, sent, strict=True):
+        assert unit.arrived_at - unit.arrival_uncertainty_s - 0.005 <= at <= unit.arrived_at + 0.005
+    assert [unit.arrival_uncertainty_s == 0 for unit in taken] == [True, False, False, False, True]

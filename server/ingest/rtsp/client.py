@@ -24,7 +24,7 @@ from server.ingest.rtsp.messages import (
     build_request,
     build_response,
 )
-from server.ingest.rtsp.sockets import StreamSocket
+from server.ingest.rtsp.sockets import Chunk, StreamSocket
 from server.ingest.source import Reason, SourceError
 
 USER_AGENT = "yolov9-server"
@@ -205,7 +205,7 @@ class RtspClient:
             items = self.reader.feed(chunk.data)
         except ProtocolError as error:
             raise SourceError(Reason.PROTOCOL, str(error)) from None
-        return [Received(item, *chunk[1:]) for item in items]
+        return _timed(items, chunk)
 
     def _dealt_with(self, item: Item) -> bool:
         if isinstance(item, Interleaved):
@@ -237,3 +237,15 @@ class RtspClient:
         elif response.status in _NOT_IMPLEMENTED and self._alive_method == "GET_PARAMETER":
             self._alive_method = "OPTIONS"
             self._send_keep_alive()
+
+
+def _timed(items: list[Item], chunk: Chunk) -> list[Received]:
+    """With the time of the chunk, which is that of its end: certain for the last packet of each channel alone."""
+    last = {item.channel: place for place, item in enumerate(items) if isinstance(item, Interleaved)}
+    return [
+        Received(
+            item, chunk.arrived_at, chunk.unix_offset,
+            chunk.spread_s if isinstance(item, Interleaved) and last[item.channel] != place else chunk.uncertainty_s,
+        )
+        for place, item in enumerate(items)
+    ]  # fmt: skip

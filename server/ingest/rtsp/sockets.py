@@ -41,7 +41,9 @@ class Chunk(NamedTuple):
     unix_offset: float
     """Wall clock minus monotonic clock at the time of the read."""
     uncertainty_s: float
-    """Earlier parts of it may have arrived up to so long before."""
+    """Its end may have arrived up to so long before."""
+    spread_s: float = 0.0
+    """What is not its end may have arrived up to so long before."""
 
 
 class StreamSocket:
@@ -58,7 +60,7 @@ class StreamSocket:
         self._unsent = bytearray()
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
-        self._read_at = time.monotonic()
+        self._read_at = self._empty_at = time.monotonic()
         self.drained = True
         """The last read took everything that was there."""
         if not self._tls:
@@ -97,10 +99,17 @@ class StreamSocket:
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             data = b""
         arrived_at, unix_offset, now = _arrival(ancillary)
-        # Data that was there without waiting may have come at any time since the read before.
-        uncertainty = 0.0 if waited else max(0.0, arrived_at - self._read_at)
+        # Who is late to read (a busy machine) finds several frames at once, and the kernel has the time of the last of
+        # them only. The others came after the socket had been seen empty.
+        spread = max(0.0, arrived_at - self._empty_at)
+        if self._tls:  # data that was there without waiting may have come at any time since the read before
+            spread = uncertainty = 0.0 if waited else max(0.0, arrived_at - self._read_at)
+        else:
+            uncertainty = 0.0 if self.drained else spread
         self._read_at = now
-        return Chunk(data, arrived_at, unix_offset, uncertainty)
+        if self.drained:
+            self._empty_at = now
+        return Chunk(data, arrived_at, unix_offset, uncertainty, spread)
 
     def send(self, data: bytes) -> None:
         """Send or keep for `flush`. Raises OSError if the connection broke or the peer reads nothing."""

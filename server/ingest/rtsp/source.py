@@ -172,7 +172,9 @@ class _Reception:
             chunk = datagrams.receive(datagrams.rtp)
             if chunk is None:
                 return True
-            yield from self._receiver.rtp(memoryview(chunk.data), *chunk[1:])
+            yield from self._receiver.rtp(
+                memoryview(chunk.data), chunk.arrived_at, chunk.unix_offset, chunk.uncertainty_s
+            )
         return False
 
     def _until_next(self, now: float) -> float:
