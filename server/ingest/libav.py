@@ -36,6 +36,8 @@ from server.ingest.pacing import Pacer
 from server.ingest.source import AccessUnit, Reason, SourceError, StreamInfo
 
 TICK_S = 0.5
+_WAITED_S = 0.002
+"""A packet that takes longer had not come yet."""
 _DEFAULT_FPS = 25.0
 """Of raw streams without time stamps."""
 _OPEN_SHARE = 0.6
@@ -210,11 +212,12 @@ class LibavSource:
         """Packets of the video, as Annex B where that applies; None is a tick."""
         assert self._container is not None
         packets = self._container.demux()
-        heard_at = self._given_at = time.monotonic()
+        heard_at = self._given_at = self._since = time.monotonic()
         self._suspects = 0
         self._lost = 0
         while True:
             self._input.allow_until(heard_at + self._read_timeout_s, self._stalled())
+            asked_at = time.monotonic()
             with av.logging.Capture() as lines:
                 try:
                     packet = next(packets, None)
@@ -226,6 +229,8 @@ class LibavSource:
                     return
                 except (av.error.FFmpegError, OSError, ValueError) as error:
                     raise reading_error(error, network=self._input.network) from None
+            if time.monotonic() - asked_at > _WAITED_S:
+                self._since = self._given_at
             if packet is None:
                 return
             self._note_losses(packet, lines)
@@ -242,10 +247,8 @@ class LibavSource:
     def _note_losses(self, packet: av.Packet[Any], lines: Lines) -> None:
         lost = self._input.take_lost()
         lost += sum(abs(int(match[1])) for _, _, text in lines if (match := _RTP_LOSS.search(text)))
-        if packet.is_corrupt and packet.stream_index == self._stream.index:
-            lost += 1
-        if lost:
-            self._lost += lost
+        self._lost += lost
+        if lost or (packet.is_corrupt and packet.stream_index == self._stream.index):
             self._suspects = 2  # this one, and the one that was being received
 
     def _after_silence(self, heard_at: float) -> Iterator[av.Packet[Any]]:
@@ -269,8 +272,9 @@ class LibavSource:
         # does not come from anywhere.
         held_s = 0.0
         if self._live and not self._paced:
-            # Measured rather than by the stated rate, which may be a lie.
-            held_s = now - self._given_at if self._held_frames == 1 else self._frame_s * self._held_frames
+            # Measured rather than by the stated rate, which may be a lie; frames that come without being waited for
+            # (after a loss, or because we are late) may have been there for as long as the first of them.
+            held_s = now - self._since if self._held_frames == 1 else self._frame_s * self._held_frames
         self._given_at = now
         data = bytes(packet)
         damaged = self._suspects > 0 or packet.is_corrupt
