@@ -6,25 +6,23 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import re
 import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from pydantic import ValidationError
 
-from server import __version__
+from server import __version__, logs
 from server.access.registry import check_reach
 from server.access.tokens import AccessError
 from server.models.start import First, given, remembered
-from server.outcome import timestamp
 from server.secrecy import hide_arguments
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.streams import StreamDefinition, masked_url, split_credentials
@@ -67,8 +65,12 @@ def run(argv: list[str]) -> int:
     hide_arguments([options.token], options.stream)
     try:
         with contextlib.ExitStack() as stack:
-            settings = _settings(options, stack)
-            _configure_logging(settings)
+            load = _loader(options, stack)
+            try:
+                settings = load()
+            except SettingsError as error:
+                raise UsageError(str(error)) from None
+            logs.configure(settings.log_level, settings.log_format)
             _raise_descriptor_limit()
             first = _first(settings)
             streams = {_stream_id(url): url for url in options.stream}
@@ -77,7 +79,7 @@ def run(argv: list[str]) -> int:
 
                 streams["demo"] = stack.enter_context(demo_camera())
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(settings, first, streams))
+                return runner.run(_serve(settings, load, first, streams))
     except UsageError as error:
         print(f"yolov9-server: {error}", file=sys.stderr)
         return 2
@@ -85,17 +87,22 @@ def run(argv: list[str]) -> int:
         return 130
 
 
-def _settings(options: argparse.Namespace, stack: contextlib.ExitStack) -> ServerSettings:
+def _loader(options: argparse.Namespace, stack: contextlib.ExitStack) -> Callable[[], ServerSettings]:
+    """Reads the settings from options, environment and file, as often as it is called. SettingsError."""
     names = ("host", "port", "token", "model", "engine", "precision", "threads", "media", "data", "log_level")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.demo and options.data is None:
         overrides["data"] = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolov9-demo-")))
-    try:
+
+    def load() -> ServerSettings:
         settings = load_settings(options.config, overrides)
-        check_reach(settings)
-    except (SettingsError, AccessError) as error:
-        raise UsageError(str(error)) from None
-    return settings
+        try:
+            check_reach(settings)
+        except AccessError as error:
+            raise SettingsError(str(error)) from None
+        return settings
+
+    return load
 
 
 def _first(settings: ServerSettings) -> First | None:
@@ -113,30 +120,6 @@ def _stream_id(url: str) -> str:
     return f"{readable or 'stream'}-{hashlib.sha256(bare.encode()).hexdigest()[:6]}"
 
 
-def _configure_logging(settings: ServerSettings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": timestamp(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if stream := getattr(record, "stream", None):
-            line["stream"] = stream
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def _raise_descriptor_limit() -> None:
     """256 cameras of some six descriptors and 1,000 clients do not fit the usual 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -144,13 +127,16 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(settings: ServerSettings, first: First | None, streams: dict[str, str]) -> int:
+async def _serve(
+    settings: ServerSettings, load: Callable[[], ServerSettings], first: First | None, streams: dict[str, str]
+) -> int:
     from server.delivery.app import create_app
     from server.delivery.ports import ServerError
     from server.delivery.serve import ServeError, serve
     from server.inference.client import Worker
     from server.inference.config import WorkerConfig
     from server.metrics import Metrics
+    from server.reload import Reloader, on_hangup
     from server.runtime import Runtime
     from server.store import Store, StoreError
 
@@ -185,7 +171,9 @@ async def _serve(settings: ServerSettings, first: First | None, streams: dict[st
                 await runtime.add_stream(StreamDefinition(id=stream_id, url=url))
             except (ServerError, ValidationError) as error:
                 raise UsageError(f"--stream {masked_url(url)}: {error}") from None
-        await serve(create_app(runtime, settings), settings, _announce)
+        reloader = Reloader(settings, load, runtime.reconfigure)
+        with on_hangup(reloader):
+            await serve(create_app(runtime, settings, reloader), settings, _announce)
         return 0
     except (ServeError, AccessError) as error:
         log.error("%s", error)
@@ -197,8 +185,8 @@ async def _serve(settings: ServerSettings, first: First | None, streams: dict[st
 
 @contextlib.contextmanager
 def _no_second_signal() -> Iterator[None]:
-    """The drain is bounded already; a second Ctrl-C or SIGTERM must not leave the ledger open."""
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    """The drain is bounded already; a second Ctrl-C or SIGTERM must not leave the ledger open, nor a reload."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

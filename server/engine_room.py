@@ -16,6 +16,7 @@ import msgspec
 
 from server.batching.dispatcher import Dispatcher
 from server.batching.scheduler import Scheduler
+from server.checks import Check
 from server.delivery.ports import InvalidField
 from server.detect import SLOTS as DETECT_SLOTS
 from server.detect import DetectDesk, Detected
@@ -44,13 +45,22 @@ class Readiness:
     unanswered_s: float
 
     def verdict(self) -> tuple[bool, str]:
+        failing = next((check for check in self.checks() if not check.ok), None)
+        return (True, "model loaded, inference works") if failing is None else (False, failing.detail)
+
+    def checks(self) -> list[Check]:
+        inference = "works"
         if not self.worker_ready:
-            return False, self.worker_reason
-        if self.failing_s is not None:
-            return False, f"inference has been failing for {self.failing_s:.1f} s"
-        if self.unanswered_s > _NO_ANSWER_S:
-            return False, f"frames wait and none has been answered for {self.unanswered_s:.1f} s"
-        return True, "model loaded, inference works"
+            inference = "waits for the model"
+        elif self.failing_s is not None:
+            inference = f"inference has been failing for {self.failing_s:.1f} s"
+        elif self.unanswered_s > _NO_ANSWER_S:
+            inference = f"frames wait and none has been answered for {self.unanswered_s:.1f} s"
+        model = "loaded" if self.worker_ready else self.worker_reason
+        return [
+            Check("model", self.worker_ready, model, required=True),
+            Check("inference", inference == "works", inference, required=True),
+        ]
 
 
 class EngineRoom:
@@ -202,14 +212,14 @@ class EngineRoom:
 
     # For delivery.
 
-    def readiness(self) -> tuple[bool, str]:
+    def readiness(self) -> Readiness:
         failing = self.dispatcher.failing_since
         return Readiness(
             worker_ready=self.live.worker.ready,
             worker_reason=self.live.worker.reason,
             failing_s=None if failing is None else self._clock() - failing,
             unanswered_s=self.dispatcher.unanswered_s(),
-        ).verdict()
+        )
 
     def view(self) -> Mapping[str, object]:
         """See `delivery.ports.RuntimePort.model`."""

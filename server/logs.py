@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -25,8 +26,9 @@ _KINDS = 4096
 """Kinds of lines that are counted at once: some of each of the most streams."""
 _INHERITED = "_YOLOV9_LOGS"
 """Environment variable that tells the server's processes how to log."""
-_PAIR = re.compile(r"([A-Za-z_][\w.]*)=%(?:\.\d+)?[sdrfgx]|%%|%[^%]*?[sdrfgxi]")
-"""A conversion in a message's template; group 1 where it is the value of a pair."""
+_CONVERSION = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")
+_WORD = re.compile(r"(?:([A-Za-z_]\w*)=)?(\S+)")
+"""A word of a message's template; group 1 is the name where it is a pair."""
 _RESERVED = frozenset({"time", "level", "logger", "message", "exception", "process"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 _MASK = "***"
@@ -114,18 +116,25 @@ class JsonFormatter(logging.Formatter):
 
 
 def pairs(record: logging.LogRecord) -> dict[str, Any]:
-    """The `name=value` pairs of a message, out of its template and arguments: nobody's text is parsed."""
+    """The `name=value` pairs of a message, out of its template and arguments: nobody's text is parsed.
+
+    `a=%s` gives the argument itself, `a=%dx%d` and `a=word` the text. Of `a=%s%s` the second is a text of its own.
+    """
     if not isinstance(record.msg, str) or not isinstance(record.args, tuple):
         return {}
     found: dict[str, Any] = {}
     arguments = iter(record.args)
-    for match in _PAIR.finditer(record.msg):
-        if match[0] == "%%":
+    for name, word in _WORD.findall(record.msg):
+        conversions = [c for c in _CONVERSION.findall(word) if c != "%%"]
+        values = [next(arguments, None) for _ in conversions]
+        if not name or name in _RESERVED:
             continue
-        value = next(arguments, None)
-        if match[1] and match[1] not in _RESERVED:
+        if conversions and word in (conversions[0], "".join(conversions)):
+            value = values[0]
             plain = isinstance(value, int | float | dict | list) or value is None
-            found[match[1]] = value if plain else masked(str(value))
+            found[name] = value if plain else masked(str(value))
+        else:
+            found[name] = masked(word % tuple(values))
     return found
 
 
@@ -139,7 +148,7 @@ class Throttle(logging.Filter):
         super().__init__()
         self._write = write
         self._clock = clock
-        self._kinds: dict[tuple[object, ...], _Kind] = {}
+        self._kinds: OrderedDict[tuple[object, ...], _Kind] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "counted", False):
@@ -148,7 +157,7 @@ class Throttle(logging.Filter):
         self._tell(now)
         key = (record.name, record.levelno, record.msg, getattr(record, "stream", None))
         kind = self._kinds.get(key)
-        if kind is None or now - kind.began >= WINDOW_S:
+        if kind is None:
             if len(self._kinds) >= _KINDS:
                 return True  # who makes so many kinds is no loop
             kind = self._kinds[key] = _Kind(now, record)
@@ -157,10 +166,11 @@ class Throttle(logging.Filter):
 
     def _tell(self, now: float) -> None:
         """Kinds whose window is over are forgotten, in the order in which they began."""
-        for key, kind in list(self._kinds.items()):
+        while self._kinds:
+            kind = next(iter(self._kinds.values()))
             if now - kind.began < WINDOW_S:
                 break
-            del self._kinds[key]
+            self._kinds.popitem(last=False)
             if kind.lines > BURST:
                 record = logging.LogRecord(
                     kind.record.name, kind.record.levelno, kind.record.pathname, kind.record.lineno,

@@ -37,6 +37,14 @@ _IN_ENGINE_S = 1.0
 class Roster:
     """`restore`, use, `drain`. `make_camera` is replaced in tests."""
 
+    COPIED = frozenset(
+        {
+            "confidence", "iou", "max_staleness_ms", "open_timeout_s", "read_timeout_s", "backoff_initial_s",
+            "backoff_max_s", "media", "source_schemes", "allow_networks", "deny_networks",
+        }
+    )  # fmt: skip
+    """Settings of which streams have copies: after a change of any, `reconfigure`."""
+
     def __init__(
         self,
         settings: ServerSettings,
@@ -56,8 +64,7 @@ class Roster:
         self._metrics = metrics
         self._make_camera = make_camera
         self._clock = clock
-        defaults = Defaults(settings.confidence, settings.iou, settings.max_staleness_ms)
-        self._house = House(engine.dispatcher, hub, metrics, lambda: engine.model, defaults, clock, wall_clock)
+        self._house = House(engine.dispatcher, hub, metrics, lambda: engine.model, self._defaults, clock, wall_clock)
         self._adding: set[str] = set()
         self.streams: dict[str, Stream] = {}
 
@@ -184,6 +191,23 @@ class Roster:
             missing = missing_classes(names, asked, None)
             if missing and (checked is None or asked != getattr(checked, field)):
                 raise InvalidField(field, f"the model has no class {missing[0]!r}")
+
+    def _defaults(self) -> Defaults:
+        settings = self._settings
+        return Defaults(settings.confidence, settings.iou, settings.max_staleness_ms)
+
+    def reconfigure(self) -> None:
+        """The settings have changed: for streams that are there, from their next frame or connection on."""
+        for stream in self.streams.values():
+            definition = stream.definition
+            try:
+                address = self._check(definition, checked=definition)
+            except InvalidField as error:
+                log.error("stream=%s is not allowed any more: %s; remove it", stream.id, error.detail,
+                          extra={"stream": stream.id})  # fmt: skip
+                continue
+            stream.define(definition)
+            stream.camera.apply(self._camera_settings(definition, address))
 
     def resize(self, input_size: int) -> None:
         """Cameras scale for another model from their next frame on."""

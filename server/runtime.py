@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from server.checks import Check, StoreWatch
 from server.delivery.hub import Hub
 from server.delivery.ports import NoPicture
 from server.detect import Detected
@@ -53,6 +54,7 @@ class Runtime:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._store_watch = StoreWatch(store.check)
         self.metrics = metrics
         self._make_camera = camera_factory
         self._clock = clock
@@ -81,6 +83,7 @@ class Runtime:
         await self.roster.restore()
         self._spawn(self.registry.scan())
         self._spawn(self._tick())
+        self._spawn(self._store_watch.run())
 
     async def stop(self) -> None:
         """No new frames; what is in the house is answered, within the drain time; ledgers are closed and logged."""
@@ -90,6 +93,14 @@ class Runtime:
         await self.roster.drain()
         await self.engine.stop()
         await self._store.close()
+
+    def reconfigure(self, names: frozenset[str]) -> None:
+        """These settings have changed (`server.reload`): tell whoever has a copy."""
+        settings = self._settings
+        if not names.isdisjoint({"websocket_queue_messages", "websocket_queue_bytes"}):
+            self.hub.limit(settings.websocket_queue_messages, settings.websocket_queue_bytes)
+        if not names.isdisjoint(Roster.COPIED):
+            self.roster.reconfigure()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -165,7 +176,10 @@ class Runtime:
     # Health and numbers.
 
     def readiness(self) -> tuple[bool, str]:
-        return self.engine.readiness()
+        return self.engine.readiness().verdict()
+
+    def checks(self) -> list[Check]:
+        return [*self.engine.readiness().checks(), self._store_watch.check]
 
     @property
     def queue_depth(self) -> int:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 2
 _BUSY_S = 2.0
 """How long a lock of another process (a backup, an sqlite3 shell) is waited for."""
+_LEAST_FREE_BYTES = 1 << 20
+"""Less free space than this is none."""
 _SCHEMA = (
     "CREATE TABLE streams (id TEXT PRIMARY KEY, definition TEXT NOT NULL)",
     "CREATE TABLE memory (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -93,6 +95,10 @@ class Store:
         """On disk when this returns."""
         await self._run(lambda c: c.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (key, value)))
 
+    async def check(self) -> None:
+        """StoreError if nothing could be written now: locked for long, read-only, or the disk is full."""
+        await self._run(self._try_to_write)
+
     async def close(self) -> None:
         """After the calls made so far. May be called again."""
         try:
@@ -104,6 +110,14 @@ class Store:
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._translated, lambda: work(self._connection))
+
+    def _try_to_write(self, connection: sqlite3.Connection) -> None:
+        """Takes the lock of a writer and gives it back: nothing is written, so that nothing wears out."""
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+        place = os.statvfs(self._path.parent)
+        if place.f_bavail * place.f_frsize < _LEAST_FREE_BYTES:
+            raise StoreError(f"{self._path}: the disk is full")
 
     def _translated(self, work: Callable[[], T]) -> T:
         try:

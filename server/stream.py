@@ -68,7 +68,7 @@ class House:
     hub: Hub
     metrics: Metrics
     model: Callable[[], Model]
-    defaults: Defaults
+    defaults: Callable[[], Defaults]
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
 
@@ -109,7 +109,7 @@ class Stream:
 
     def define(self, definition: StreamDefinition) -> None:
         """Take settings over; they hold from the next frame that is sent to the engine."""
-        defaults = self._house.defaults
+        defaults = self._house.defaults()
         self.definition = definition
         self._limits: dict[int, _Limits] = {}  # by the generation of the model
         self._confidence = definition.confidence if definition.confidence is not None else defaults.confidence
@@ -353,6 +353,7 @@ class Stream:
                 "last_frame_age_s": None if age is None else round(age, 3),
                 "transport": seen.transport,
                 "decoder": seen.decoder,
+                "decoder_detail": seen.decoder_detail,
                 "client": seen.client,
                 "reconnects": sum(self.reconnects.values()),
                 "received_at": None if newest is None else outcomes.timestamp(newest.received_unix),

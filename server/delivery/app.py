@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from server import __version__
 from server.access.registry import Access
 from server.delivery import (
+    configuration,
     detect,
     detections,
     docs,
@@ -25,6 +26,7 @@ from server.delivery.context import Context
 from server.delivery.headers import Cors, SecurityHeaders
 from server.delivery.limits import BodyLimit
 from server.delivery.ports import RuntimePort
+from server.reload import Reloader
 from server.settings import ServerSettings
 
 _DESCRIPTION = """Cameras in, detections out.
@@ -35,7 +37,7 @@ frame: `result`, `gap` (messages that a slow client missed) and `state`. Query: 
 """
 
 
-def create_app(runtime: RuntimePort, settings: ServerSettings) -> FastAPI:
+def create_app(runtime: RuntimePort, settings: ServerSettings, reloader: Reloader | None = None) -> FastAPI:
     """The application for one running server. `app.state.context.stop()` ends its subscriptions.
 
     AccessError if there is a file of tokens that cannot be used.
@@ -43,12 +45,12 @@ def create_app(runtime: RuntimePort, settings: ServerSettings) -> FastAPI:
     access = Access.of(settings)
     doorkeeper = Doorkeeper(access)
     app = FastAPI(title="yolov9-server", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.context = Context(runtime, settings, access)
+    app.state.context = Context(runtime, settings, access, reloader)
     app.state.doorkeeper = doorkeeper
     problems.install(app)
     documented.install_openapi(app, token=not access.open)
     # detections last: it catches unknown WebSocket paths
-    for room in (health, web, session, docs, streams, models, snapshots, detect, detections):
+    for room in (health, web, session, docs, streams, models, snapshots, detect, configuration, detections):
         app.include_router(room.router)
     app.add_middleware(BodyLimit, max_model_bytes=settings.model_max_mb << 20)
     app.add_middleware(Guard, access=access, doorkeeper=doorkeeper, settings=settings)

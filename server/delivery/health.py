@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from server.delivery.context import InContext
 from server.delivery.documented import documented
-from server.delivery.problems import NotReady
+from server.delivery.problems import FieldError, NotReady
 from server.metrics.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"])
@@ -19,9 +19,18 @@ class Health(TypedDict):
     status: Literal["alive"]
 
 
+class CheckView(TypedDict):
+    name: str
+    ok: bool
+    detail: str
+    required: bool
+    """Without it the server is not ready."""
+
+
 class Ready(TypedDict):
     status: Literal["ready"]
     reason: str
+    checks: list[CheckView]
 
 
 @router.get("/healthz")
@@ -32,11 +41,16 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=documented(NotReady))
 async def readyz(context: InContext) -> Ready:
-    """A model is loaded and inference works; 503 with the reason otherwise. Needs no token."""
+    """A model is loaded and inference works; 503 with the reason and the checks that fail otherwise. Needs no token.
+
+    Cameras that are down, and a data base that cannot be written, make no server unready: it goes on detecting.
+    """
     ready, reason = context.runtime.readiness()
+    checks = context.runtime.checks()
     if not ready:
-        raise NotReady(reason)
-    return {"status": "ready", "reason": reason}
+        raise NotReady(reason, [FieldError(field=check.name, message=check.detail) for check in checks if not check.ok])
+    views = [CheckView(name=c.name, ok=c.ok, detail=c.detail, required=c.required) for c in checks]
+    return {"status": "ready", "reason": reason, "checks": views}
 
 
 @router.get(

@@ -65,6 +65,8 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("GET", "/models/{name}"): _VIEWER,
     ("DELETE", "/models/{name}"): _ADMIN,
     ("POST", "/models/{name}/activate"): _ADMIN,
+    ("GET", "/settings"): _ADMIN,
+    ("POST", "/settings/reload"): _ADMIN,
     (WEBSOCKET, "/{path:path}"): _ANY_TOKEN,  # an honest 404
 }
 # fmt: on

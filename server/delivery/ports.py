@@ -12,6 +12,7 @@ from server.results import Detection, Result
 from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStatus
 
 if TYPE_CHECKING:
+    from server.checks import Check
     from server.delivery.hub import Hub
     from server.metrics import Metrics
     from server.models.registry import Registry
@@ -157,6 +158,14 @@ class RuntimePort(Protocol):
 
     def readiness(self) -> tuple[bool, str]:
         """(ready, reason)"""
+        ...
+
+    def checks(self) -> Sequence[Check]:
+        """What of the server works, part by part."""
+        ...
+
+    def reconfigure(self, names: frozenset[str]) -> None:
+        """These settings have changed."""
         ...
 
     @property

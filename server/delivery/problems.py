@@ -48,9 +48,13 @@ class Problem(BaseModel):
 
 
 class NotReady(ServerError):
-    """No model, or inference does not work; `detail` says why."""
+    """No model, or inference does not work; `detail` says why, `errors` name the checks that fail."""
 
     status, code = 503, "not_ready"
+
+    def __init__(self, detail: str, failing: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.failing = list(failing)
 
 
 class NoResult(ServerError):
@@ -122,7 +126,7 @@ def response_of(error: ServerError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="yolov9-server"'
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"  # the rest of the body is not waited for
-    detail, errors = error.detail, []
+    detail, errors = error.detail, error.failing if isinstance(error, NotReady) else []
     if isinstance(error, InvalidField):
         errors = [FieldError(field=error.field, message=error.detail)]
         detail = f"{error.field}: {error.detail}"

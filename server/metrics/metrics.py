@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
 from server.metrics.exposition import Histogram, family, header, labels
+
+if TYPE_CHECKING:
+    from server.checks import Check
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("connecting", "running", "backoff", "failed", "stopped")
@@ -68,6 +71,8 @@ class MetricsSource(Protocol):
     def readiness(self) -> tuple[bool, str]:
         """(ready, reason)"""
         ...
+
+    def checks(self) -> Sequence[Check]: ...
 
 
 class Metrics:
@@ -208,6 +213,8 @@ class Metrics:
             header(_BATCH, "histogram", "Frames in a batch of the engine.") + self._batch.text(),
             family("yolov9_ready", "gauge", "Whether the model is loaded and inference works.",
                    [("", int(source.readiness()[0]))]),
+            family("yolov9_check_ok", "gauge", "Whether this part of the server works.",
+                   [(labels(check=check.name), int(check.ok)) for check in source.checks()]),
             family("yolov9_queue_depth", "gauge", "Frames that wait for the engine.", [("", source.queue_depth)]),
             family("yolov9_inference_errors_total", "counter", "Frames whose inference failed.",
                    by("reason", self._inference_errors)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from server.checks import Check
 from server.metrics import Metrics, StreamCounters
 
 STREAMS = ("front", "yard", "gate")
@@ -56,6 +57,9 @@ class BusyServer:
     @property
     def model(self) -> Mapping[str, object]:
         return {"name": "street-t", "engine": "openvino", "precision": "bf16", "hash": "0123456789ab"}
+
+    def checks(self) -> list[Check]:
+        return [Check("inference", True, "works", True), Check("store", True, "changes are kept", False)]
 
     def readiness(self) -> tuple[bool, str]:
         return True, "model loaded, inference works"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from server.checks import Check
 from server.delivery.hub import Hub
 from server.delivery.ports import InvalidField, NoPicture, StreamExists, StreamNotFound
 from server.detect import Detected
@@ -177,6 +178,12 @@ class FakeRuntime:
 
     def readiness(self) -> tuple[bool, str]:
         return self.ready
+
+    def checks(self) -> list[Check]:
+        return [Check("inference", self.ready[0], self.ready[1], True), Check("store", True, "changes are kept", False)]
+
+    def reconfigure(self, names: frozenset[str]) -> None:
+        pass
 
     @property
     def model(self) -> Mapping[str, object]:

@@ -12,9 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from busy_metrics import BusyServer
+from prometheus_client.parser import text_string_to_metric_families
 
 from server.cli import parser
 from server.delivery.permissions import PROBES
+from server.inference.client import ENGINE_ERROR, HUNG, WORKER_LOST
+from server.ingest.source import Reason
+from server.ingest.wire import DecodeErrorKind, DropReason
+from server.metrics.metrics import STAGES, STATES
 from server.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +190,41 @@ def test_the_settings_of_the_manifest_are_settings(tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     file.write_text(manifest("settings")["data"]["server.yaml"])
     assert load_settings(file).log_format == "json"
+
+
+# The page of metrics
+
+METRICS_PAGE = (ROOT / "docs" / "metrics.md").read_text()
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """metric -> (type, labels), of the tables."""
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (counter|gauge|histogram) \|([^|]*)\|", METRICS_PAGE, re.M)
+    return {
+        name: (kind, set(re.findall(r"`(\w+)`", labels)))
+        for names, kind, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+
+
+def test_the_page_describes_every_metric_and_no_other() -> None:
+    page = documented()
+    shown: dict[str, tuple[str, set[str]]] = {}
+    for family in text_string_to_metric_families(BusyServer().render().decode()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        shown[name] = (family.type, labels)
+    assert set(page) == set(shown), "docs/metrics.md and /metrics name different metrics"
+    assert {name: page[name] for name in shown} == shown
+
+
+def test_the_page_knows_every_label_value() -> None:
+    known = set(re.findall(r"`(\w+)`", METRICS_PAGE))
+    values = {reason.name.lower() for reason in DropReason} | {kind.name.lower() for kind in DecodeErrorKind}
+    values |= {str(reason) for reason in Reason} | set(STATES) | set(STAGES)
+    values |= {"replaced", "stale", "stopped", ENGINE_ERROR, HUNG, WORKER_LOST}
+    assert values - known == set()
+
+
+def test_the_page_lists_every_alert_and_no_other() -> None:
+    assert set(re.findall(r"`(Yolov9\w+)`", METRICS_PAGE)) == {rule["alert"] for rule in alerts()}

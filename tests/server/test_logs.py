@@ -48,6 +48,14 @@ def test_the_pairs_of_a_message_are_fields_with_their_types() -> None:
     assert (line["time"], line["level"], line["logger"]) == ("2026-11-24T10:15:30.123Z", "info", "yolov9.stream")
 
 
+def test_pairs_of_several_parts_and_of_plain_words() -> None:
+    made = record("worker pid=%d state=ready shape=%dx%d seconds=%.2f for %s", 7, 320, 192, 1.5, "a")
+    assert pairs(made) == {"pid": 7, "state": "ready", "shape": "320x192", "seconds": 1.5}
+    assert pairs(record("state=reloaded changed=%s restart=%s", {"a": 1}, ["b"])) == {
+        "state": "reloaded", "changed": {"a": 1}, "restart": ["b"],
+    }  # fmt: skip
+
+
 def test_a_pair_cannot_take_the_place_of_a_field() -> None:
     line = json.loads(JsonFormatter().format(record("level=%s message=%s", "x", "y", stream="door")))
     assert (line["level"], line["message"], line["stream"]) == ("info", "level=x message=y", "door")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.checks import Check
 from server.metrics import Metrics, StreamCounters
 from server.metrics.exposition import Histogram, family, header, labels
 from server.metrics.metrics import STAGES, STATES
@@ -37,6 +38,9 @@ class Source:
             )
             for i in range(streams)
         }
+
+    def checks(self) -> list[Check]:
+        return [Check("inference", True, "works", True), Check("store", True, "changes are kept", False)]
 
     def readiness(self) -> tuple[bool, str]:
         return True, "inference works"

@@ -53,7 +53,7 @@ class World:
         self.dispatcher = Dispatcher(Scheduler(), self.line, clock=lambda: self.now, loop=self)  # type: ignore[arg-type]
         self.dispatcher.on_up(self.line, Hello("fake", "fp32", "none", "test", 1, 1, 384, 640))
         house = House(
-            self.dispatcher, self.hub, self.metrics, lambda: self.model, Defaults(), lambda: self.now,
+            self.dispatcher, self.hub, self.metrics, lambda: self.model, Defaults, lambda: self.now,
             lambda: 1e9 + self.now,
         )  # type: ignore[arg-type]  # fmt: skip
         self.stream = Stream(StreamDefinition(id="door", url="rtsp://h/1", **fields), 7, house)
