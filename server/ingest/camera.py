@@ -99,7 +99,7 @@ class CameraProcess:
         self._info: StreamInfo | None = None
         self._decoder: Decoder | None = None
         self._inside: dict[int, AccessUnit] = {}
-        self._size = (0, 0)
+        self._told = (0, 0, "")  # width, height, decoder
         self._blind_since: float | None = None
         self._unscalable_told = False
 
@@ -131,19 +131,20 @@ class CameraProcess:
         self._info = info
         threads = 1 if info.live or self._settings.realtime else file_threads()
         try:
-            self._decoder = Decoder(info, threads=threads)
+            self._decoder = Decoder(info, threads=threads, kind=self._settings.decoder)
         except SourceError as error:
             self._decoder = None
             self._receiver.fail(info, error)
         self._axis = LiveAxis()
-        self._size = (0, 0)
+        self._told = (0, 0, "")
         self._blind_since = None
         self._unscalable_told = False
 
     def _end(self, finished: bool) -> None:
-        decoder, self._decoder = self._decoder, None
+        decoder = self._decoder
         if decoder is not None:
             self._settle(decoder.drain() if finished else decoder.reset(DropReason.DISCONNECTED))
+        self._decoder = None
         if finished and not self._stopping.is_set():
             self._states.report(StateChange(state="stopped", reason=Reason.ENDED, detail="the file is at its end"))
 
@@ -179,9 +180,11 @@ class CameraProcess:
 
     def _show(self, seq: int, unit: AccessUnit, frame: av.VideoFrame) -> None:
         width, height = displayed_size(frame)
-        if (width, height) != self._size:
-            self._size = width, height
-            self._report_running(width, height)
+        decoder = self._decoder
+        assert decoder is not None
+        if (width, height, decoder.kind) != self._told:
+            self._told = width, height, decoder.kind
+            self._report_running(width, height, decoder)
         reason = self._pass_on(seq, unit, frame, width, height)
         if reason is not None:
             self._pictures.decoded(frame)
@@ -234,7 +237,7 @@ class CameraProcess:
             slot = self._slots.take(seq, timeout_s=_WATCH_S)
         return slot
 
-    def _report_running(self, width: int, height: int) -> None:
+    def _report_running(self, width: int, height: int, decoder: Decoder) -> None:
         info = self._info
         assert info is not None
         self._receiver.shown(
@@ -246,7 +249,8 @@ class CameraProcess:
                 height=height,
                 fps=info.fps or None,
                 transport=info.transport,
-                decoder="software",
+                decoder=decoder.kind,
+                decoder_detail=decoder.detail,
                 client=info.client,
             ),
         )

@@ -1,8 +1,7 @@
 """MPEG-TS from UDP datagrams, unicast or multicast, bare or inside RTP, as a file for libavformat.
 
 The sender of the first datagram is the camera, others are ignored: two senders on one port would make one broken
-stream. Losses inside TS are found by libavformat (continuity counters); what RTP's sequence numbers tell beyond that is
-counted here, since sixteen TS packets lost in a row leave the four bits of a continuity counter as they were.
+stream. RTP's sequence numbers tell of every loss, without RTP the continuity counters of MPEG-TS have to do.
 """
 
 from __future__ import annotations
@@ -14,18 +13,16 @@ import socket
 import struct
 from typing import Any
 
+from server.ingest.mpegts import PACKET, SYNC, TransportStream
 from server.ingest.network import Networks, Patience
-from server.ingest.readable import Readable
 from server.ingest.source import Reason, SourceError
 
-TS_PACKET = 188
-TS_SYNC = 0x47
 _BUFFER_BYTES = 4 << 20
 """A 4K keyframe at once; the kernel may grant less (net.core.rmem_max)."""
 _RTP_HEADER = 12
 
 
-class Datagrams(Readable):
+class Datagrams(TransportStream):
     """Opened anew for each connection."""
 
     def __init__(self, host: str, port: int, rtp: bool, networks: Networks) -> None:
@@ -36,7 +33,6 @@ class Datagrams(Readable):
         self._networks = networks
         self._patience = Patience()
         self._socket: socket.socket | None = None
-        self._lost = 0
 
     def open(self) -> None:
         """Listen. Raises SourceError."""
@@ -51,19 +47,12 @@ class Datagrams(Readable):
         self._sender: Any = None
         self._refused = False
         self._sequence: int | None = None
-        self._lost = 0
         self.begin_anew()
 
     def allow_until(self, deadline: float, late: SourceError) -> None:
         self._patience.allow_until(deadline, late)
 
-    def take_lost(self) -> int:
-        """RTP packets lost since the last call."""
-        lost, self._lost = self._lost, 0
-        return lost
-
-    def _more(self, size: int) -> bytes:
-        """TS packets of a datagram, as soon as there is one."""
+    def _datagram(self) -> bytes:
         while self._socket is not None:
             if packets := self._payload(self._socket):
                 return packets
@@ -93,13 +82,13 @@ class Datagrams(Readable):
         elif sender != self._sender:
             return b""
         packets = self._out_of_rtp(data) if self._rtp else data
-        if len(packets) < TS_PACKET or packets[0] != TS_SYNC:
+        if len(packets) < PACKET or packets[0] != SYNC:
             if self._rtp and self._sender is None and len(data) >= _RTP_HEADER and data[0] >> 6 == 2:
                 raise SourceError(Reason.CODEC, f"RTP without a session description can be MPEG-TS (payload type 33) "
                                   f"only, and this is of type {data[1] & 0x7F}")  # fmt: skip
             return b""
         self._sender = sender
-        return packets[: len(packets) - len(packets) % TS_PACKET]
+        return packets[: len(packets) - len(packets) % PACKET]
 
     def _left_s(self) -> float:
         try:
@@ -126,7 +115,7 @@ class Datagrams(Readable):
             step = (sequence - self._sequence) & 0xFFFF
             if not 0 < step < 0x8000:
                 return b""  # repeated, or so late that it counts as lost already
-            self._lost += step - 1
+            self._missing += step - 1
         self._sequence = sequence
         return data[begin:end]
 

@@ -31,6 +31,7 @@ import av
 import av.error
 from av.packet import PacketSideData, packet_sidedata_type_from_literal
 
+from server.ingest import hardware
 from server.ingest.complaints import listener
 from server.ingest.frame_numbers import FrameNumbers
 from server.ingest.nal import ParameterSets
@@ -42,6 +43,8 @@ _MAX_REORDER = 16
 _MAX_THREADS = 4
 _DECODERS = {"av1": "libdav1d"}
 """Where FFmpeg's own decoder of that name needs special hardware."""
+_HARDWARE_TRIES = 2
+"""The first refusal may be due to the data."""
 _INTRA_ONLY = frozenset(("mjpeg", "png", "prores", "dnxhd", "rawvideo"))
 
 
@@ -65,8 +68,9 @@ Verdict = Shown | Dropped
 class Decoder:
     """One for each connection. Used by one thread. `threads` above 1 holds that many pictures back: for files only."""
 
-    def __init__(self, info: StreamInfo, *, threads: int = 1) -> None:
-        """Raises SourceError(CODEC) if libavcodec has no such decoder."""
+    def __init__(self, info: StreamInfo, *, threads: int = 1, kind: str = "software") -> None:
+        """`kind`: auto, software, or hardware to try (see `hardware`). Raises SourceError(CODEC) if libavcodec has no
+        such decoder."""
         self._info = info
         self._name = _DECODERS.get(info.codec, info.codec)
         self._threads = threads
@@ -74,15 +78,24 @@ class Decoder:
         self._matrix = _display_matrix(info.rotation) if info.rotation else None
         self._sets = ParameterSets(info.codec, info.extradata) if info.codec in ("h264", "hevc") else None
         self._numbers = FrameNumbers(info.extradata) if info.codec == "h264" else None
+        self.complaints: Counter[DecodeErrorKind] = Counter()
+        """What went wrong since the counter was last cleared (by whoever reports it)."""
+        self._hardware = hardware.wanted(kind)
+        self._hardware_refusals = 0  # of contexts in a row that gave no picture
+        self.detail: str | None = None
+        """Why it is not the hardware that was asked for."""
         self._context: av.VideoCodecContext | None = self._new_context()
         self._inside: dict[int, bool] = {}  # seq -> keyframe, of units that have no verdict yet, in decoding order
         self._awaiting = True
         self._entry_pts: float | None = None
         self._leading: set[int] = set()  # of those inside: shown before the keyframe at which we came in
-        self.complaints: Counter[DecodeErrorKind] = Counter()
-        """What went wrong since the counter was last cleared (by whoever reports it)."""
         self.last_complaint = ""
         """The newest line of libavcodec, for people who ask why there is no picture."""
+
+    @property
+    def kind(self) -> str:
+        """software, cuda, ...: what decodes now."""
+        return self._hardware or "software"
 
     def decode(self, seq: int, unit: AccessUnit) -> list[Verdict]:
         """Verdicts that are known now: not necessarily this unit's, perhaps those of units before it."""
@@ -177,6 +190,9 @@ class Decoder:
         except (av.error.FFmpegError, ValueError, MemoryError) as error:
             refused = True
             self.last_complaint = _text(error)
+            self._hardware_refused()
+        if frames:
+            self._hardware_refusals = 0
         complaints = self._listener.take(self._name)
         if forgive and not refused:
             complaints = [c for c in complaints if c[0] is not DecodeErrorKind.MISSING_REFERENCE]
@@ -214,12 +230,33 @@ class Decoder:
         self._leading.discard(seq)
         return Dropped(seq, DropReason.NOT_SHOWN)
 
+    def _hardware_refused(self) -> None:
+        if self._hardware is None:
+            return
+        self._hardware_refusals += 1
+        if self._hardware_refusals >= _HARDWARE_TRIES:
+            self._give_hardware_up(f"{self._hardware}: {self.last_complaint}")
+
+    def _give_hardware_up(self, why: str) -> None:
+        """For this connection; the next one tries again."""
+        self._hardware = None
+        self.detail = why
+        self.complaints[DecodeErrorKind.HARDWARE] += 1
+
+    def _create(self) -> av.CodecContext:
+        if self._hardware is not None:
+            try:
+                return hardware.context(self._hardware, self._info.codec)
+            except hardware.Unavailable as error:
+                self._give_hardware_up(str(error))
+        try:
+            return av.CodecContext.create(self._name, "r")
+        except (av.error.FFmpegError, ValueError):
+            raise SourceError(Reason.CODEC, f"codec {self._info.codec[:32]!r} is not supported") from None
+
     def _new_context(self) -> av.VideoCodecContext:
         codec = self._info.codec
-        try:
-            context = av.CodecContext.create(self._name, "r")
-        except (av.error.FFmpegError, ValueError):
-            raise SourceError(Reason.CODEC, f"codec {codec[:32]!r} is not supported") from None
+        context = self._create()
         if not isinstance(context, av.VideoCodecContext):
             raise SourceError(Reason.CODEC, f"codec {codec[:32]!r} is not a video codec")
         extradata = self._sets.extradata() if self._sets is not None else self._info.extradata

@@ -190,6 +190,9 @@ class SrtInput(_Passive):
         self._file.open()
         yield Opening(self._file, "srt", _TS_OPTIONS, "mpegts", refuse)
 
+    def take_lost(self) -> int:
+        return 0 if self._file is None else self._file.take_lost()
+
     def close(self) -> None:
         if self._file is not None:
             self._file.shut()

@@ -36,7 +36,7 @@ def describe(settings: CameraSettings) -> StateChange:
     refused = SourceError(Reason.ERROR, "there is no source for this address")
     for source in sources_for(settings):
         try:
-            return _look(source, source.open())
+            return _look(source, source.open(), settings.decoder)
         except SourceError as error:
             refused = error
             if error.reason is not Reason.CODEC:
@@ -46,8 +46,9 @@ def describe(settings: CameraSettings) -> StateChange:
     raise refused
 
 
-def _look(source: Source, info: StreamInfo) -> StateChange:
-    size = _first_size(source, info) or (info.width, info.height)
+def _look(source: Source, info: StreamInfo, kind: str) -> StateChange:
+    decoder = Decoder(info, kind=kind)
+    size = _first_size(source, decoder) or (info.width, info.height)
     return StateChange(
         state="running",
         codec=info.codec,
@@ -55,12 +56,13 @@ def _look(source: Source, info: StreamInfo) -> StateChange:
         height=size[1] or None,
         fps=info.fps or None,
         transport=info.transport,
+        decoder=decoder.kind,
+        decoder_detail=decoder.detail,
         client=info.client,
     )
 
 
-def _first_size(source: Source, info: StreamInfo) -> tuple[int, int] | None:
-    decoder = Decoder(info)
+def _first_size(source: Source, decoder: Decoder) -> tuple[int, int] | None:
     deadline = time.monotonic() + FIRST_PICTURE_S
     for seq, unit in enumerate(source.units()):
         if isinstance(unit, AccessUnit):

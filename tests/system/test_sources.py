@@ -27,8 +27,8 @@ from server.ingest.decoder import Decoder, Shown
 from server.ingest.gst.process import PYTHON
 from server.ingest.inputs import Opening
 from server.ingest.libav import LibavSource
+from server.ingest.mpegts import TransportStream
 from server.ingest.probing import describe
-from server.ingest.readable import Readable
 from server.ingest.source import AccessUnit, Reason, Source, SourceError
 from server.ingest.sources import sources_for
 from server.ingest.wire import CameraSettings
@@ -304,18 +304,20 @@ def test_a_wrong_passphrase_is_no_stream(clip: Path) -> None:
 # Loss.
 
 
-class Lossy(Readable):
+class Lossy(TransportStream):
     """A clip as MPEG-TS in datagrams, some of which are lost. As an `Input`, too."""
 
-    network, live, survives_silence = True, True, False
+    network = True
+    live: bool | None = True
+    survives_silence = False
 
     def __init__(self, clip: Path, lost: range) -> None:
         super().__init__("lossy")
-        content = clip.with_suffix(".ts").read_bytes()
+        content = clip.read_bytes()
         chunks = [content[i : i + TS_BYTES] for i in range(0, len(content), TS_BYTES)]
         self._chunks = iter([chunk for number, chunk in enumerate(chunks) if number not in lost])
 
-    def _more(self, size: int) -> bytes:
+    def _datagram(self) -> bytes:
         return next(self._chunks, b"")
 
     def openings(self, deadline: float) -> Iterator[Opening]:
@@ -324,15 +326,16 @@ class Lossy(Readable):
     def allow_until(self, deadline: float, late: SourceError) -> None:
         pass
 
-    def take_lost(self) -> int:
-        return 0
 
-
-@pytest.mark.parametrize("run", [1, 2, 5])
-def test_frames_damaged_by_loss_are_not_shown(clip: Path, run: int) -> None:
-    """One loss of `run` datagrams, anywhere. What is shown is what was sent, to the last pixel."""
+@pytest.mark.parametrize("run", [1, 3])
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_damaged_by_loss_are_not_shown(tmp_path: Path, codec: str, run: int) -> None:
+    """One loss of `run` datagrams, anywhere. What is shown is what was sent, to the last pixel. libavcodec itself does
+    not see every cut in H.265."""
+    clip = write_clip(tmp_path / "clip.ts", codec, frames=4 * FPS)
     expected = {picture.to_ndarray().tobytes() for picture in whole_pictures(clip)}
-    for first in range(30, 90, 5):
+    chunks = clip.stat().st_size // TS_BYTES
+    for first in range(chunks // 3, 2 * chunks // 3, 5):
         source = LibavSource("", reads=Lossy(clip, range(first, first + run)), realtime=False)
         decoder = Decoder(source.open())
         verdicts = [v for seq, unit in enumerate(source.units()) if unit for v in decoder.decode(seq, unit)]

@@ -14,9 +14,9 @@ from typing import Any
 
 from server.ingest.gst import helper
 from server.ingest.gst.process import GstProcess, Message
+from server.ingest.mpegts import TransportStream
 from server.ingest.nal import is_reference
 from server.ingest.network import Patience
-from server.ingest.readable import Readable
 from server.ingest.source import AccessUnit, Reason, SourceError, StreamInfo
 
 TICK_S = 0.5
@@ -118,7 +118,7 @@ class GstSource:
         )
 
 
-class SrtFile(Readable):
+class SrtFile(TransportStream):
     """What an SRT peer sends, as a file for libavformat."""
 
     def __init__(self, uri: str, properties: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class SrtFile(Readable):
     def allow_until(self, deadline: float, late: SourceError) -> None:
         self._patience.allow_until(deadline, late)
 
-    def _more(self, size: int) -> bytes:
+    def _datagram(self) -> bytes:
         while self._process is not None:
             message = self._process.receive(time.monotonic() + self._patience.left_s())
             if message is None:
