@@ -6,6 +6,7 @@ import { createStore } from "./lib.js";
 const POLL_MS = 2000;
 const FIRST_PAUSE_MS = 1000;
 const LONGEST_PAUSE_MS = 15000;
+const NORMAL_CLOSURE = 1000;
 
 /**
  * `streams`: null until they are known; `online`: null until the first answer; `retryAt`: when the next attempt is due
@@ -64,6 +65,11 @@ function learn({ paths, components }) {
   server.set({ calls: new Set(Object.keys(paths)), fields, schemas: components.schemas });
 }
 
+/** A stream was removed: nothing asks for it any more, before the next round. */
+export function forget(id) {
+  server.set({ streams: server.get().streams.filter((stream) => stream.id !== id) });
+}
+
 export const streamOf = (id) => (state) => state.streams?.find((stream) => stream.id === id) ?? null;
 
 /**
@@ -87,6 +93,7 @@ export function openSocket(path, { message, opened = () => {}, ended = () => {} 
     socket.onmessage = message;
     socket.onclose = ({ code }) => {
       socket = null;
+      closed ||= code === NORMAL_CLOSURE; // the stream was removed
       if (closed) return;
       ended(code);
       waiting = setTimeout(connect, wait * (0.75 + Math.random() / 2));
@@ -101,6 +108,7 @@ export function openSocket(path, { message, opened = () => {}, ended = () => {} 
     closed = true;
     unfollow();
     clearTimeout(waiting);
-    socket?.close();
+    if (socket?.readyState === WebSocket.CONNECTING) socket.onopen = () => socket?.close(); // else the browser complains
+    else socket?.close();
   };
 }

@@ -27,7 +27,9 @@ export function ShapeCanvas({ shapes }) {
     return () => observer.disconnect();
   }, []);
   useEffect(() => {
-    if (drawing !== null) svg.current.focus();
+    if (drawing === null) return;
+    setCursor([0.5, 0.5]);
+    svg.current.focus();
   }, [drawing === null]);
 
   const where = (event) => {

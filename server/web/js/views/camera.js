@@ -2,7 +2,7 @@
 
 import { call, may, session, streamPath } from "../api.js";
 import { DropBadge, LiveBadges, StateDot, useLedger } from "../badges.js";
-import { refresh, server, streamOf } from "../connection.js";
+import { forget, server, streamOf } from "../connection.js";
 import { count, drops, milliseconds, rate, reason, seconds, video, words } from "../format.js";
 import { html, useEffect, useRef, useState, useStore } from "../lib.js";
 import { Confirm, Empty, Icon, IconButton, toast } from "../parts.js";
@@ -39,7 +39,7 @@ function Camera({ stream }) {
     try {
       await call("DELETE", streamPath(id));
       location.hash = "#/cameras";
-      await refresh();
+      forget(id);
       toast(`${id} was removed`);
     } catch (problem) {
       setRemoving(false);

@@ -131,7 +131,7 @@ function Field({ name, schema, value, fault, required, onInput }) {
     input = html`<input ...${common} type="number" step="any" inputmode="decimal" min=${minimum} max=${maximum} />`;
   } else {
     input = html`<input ...${common} type=${name === "password" ? "password" : "text"} autocomplete="off" autocapitalize="off"
-      spellcheck="false" placeholder=${HOLDERS[name]} />`;
+      spellcheck=${false} placeholder=${HOLDERS[name]} />`;
   }
   return html`<div class=${`field ${fault ? "wrong" : ""}`}>
     <label for=${id}>${label}</label>
