@@ -7,108 +7,15 @@ import io
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from house import House
 from PIL import Image
 
 from server import detect as detect_module
 from server.delivery.ports import NoCapacity, StreamExists, StreamNotFound
-from server.inference.protocol import Done, Hello, Infer
-from server.ingest.wire import Event, EventKind
-from server.metrics import Metrics
-from server.runtime import Runtime
-from server.settings import ServerSettings
-from server.shm import Arena
-from server.store import Store
-from server.streams import StreamDefinition, StreamPatch
-
-
-class FakeWorker:
-    """Answers when told to."""
-
-    def __init__(self, bundle: Any, **callbacks: Any) -> None:
-        self.on = SimpleNamespace(**callbacks)
-        self.ready = False
-        self.reason = "starting"
-        self.upgrade = None
-        self.sent: list[Infer] = []
-        self.arenas: dict[int, Arena] = {}
-
-    def start(self) -> None: ...
-    async def stop(self) -> None: ...
-    def prepare(self, height: int, width: int) -> None: ...
-
-    def attach(self, arena_id: int, arena: Arena) -> None:
-        self.arenas[arena_id] = arena
-
-    def detach(self, arena_id: int) -> None:
-        del self.arenas[arena_id]
-
-    def infer(self, request: Infer) -> None:
-        self.sent.append(request)
-
-    def up(self) -> None:
-        self.ready = True
-        self.on.on_up(Hello("fake", "fp32", "none", "test", 1, 1, 384, 640))
-
-    def answer(self, now: float) -> None:
-        request = self.sent.pop(0)
-        self.on.on_done(Done(request.id, now, now, now, [b""] * len(request.frames)), None)
-
-
-class FakeCamera:
-    fails = False
-
-    def __init__(self, settings: Any, *, on_events: Any, **more: Any) -> None:
-        if self.fails:
-            raise OSError(24, "Too many open files")
-        self.settings = settings
-        self.on_events = on_events
-        self.arena = Arena.create("fake", 1, 4096)
-
-    def start(self, next_seq: int) -> None: ...
-    def drain(self) -> None: ...
-    def free(self, slot: int, seq: int, completed: bool) -> None: ...
-
-    def apply(self, settings: Any) -> None:
-        self.settings = settings
-
-    async def stop(self, timeout_s: float) -> None:
-        await asyncio.sleep(0.02)
-
-
-class House:
-    def __init__(self, path: Path) -> None:
-        self.now = 1000.0
-        self.store = Store(path / "s.sqlite")
-        self.cameras = type("Cameras", (FakeCamera,), {})
-        self.runtime = Runtime(
-            ServerSettings(max_streams=3), bundle(), self.store, metrics=Metrics(), worker_factory=FakeWorker,  # type: ignore[arg-type]
-            camera_factory=self.cameras, clock=lambda: self.now, wall_clock=lambda: 1e9 + self.now,
-        )  # fmt: skip
-
-    @property
-    def worker(self) -> FakeWorker:
-        worker: Any = self.runtime.engine.live.worker
-        return worker  # type: ignore[no-any-return]
-
-    async def add(self, stream_id: str = "door", **fields: Any) -> Any:
-        return await self.runtime.add_stream(StreamDefinition(id=stream_id, url="rtsp://h/1", **fields))
-
-    def frame(self, stream: Any, seq: int) -> None:
-        stream.on_events(
-            [
-                Event(EventKind.OPEN, seq, arrived_at=self.now),
-                Event(EventKind.READY, seq, source_width=640, source_height=384, input_width=640, input_height=384,
-                      arrived_at=self.now, ready_at=self.now),
-            ]
-        )  # fmt: skip
-
-
-def bundle() -> Any:
-    return SimpleNamespace(path=Path("tiny"), name="tiny", names={0: "person", 1: "car"}, input_size=640, hash="0" * 12)
+from server.streams import StreamPatch
 
 
 @pytest.fixture
