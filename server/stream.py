@@ -20,6 +20,7 @@ from server import outcome as outcomes
 from server.batching.dispatcher import Dispatcher, Outcome
 from server.batching.scheduler import Policy, Waiting
 from server.inference.protocol import Frame
+from server.ingest.clocks import instant
 from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
 from server.ledger import Ledger
 from server.metrics import StreamCounters
@@ -246,9 +247,10 @@ class Stream:
         if self.closing:
             return
         model = outcome.model
+        now = instant(house.clock, house.wall_clock)
         message = outcomes.result(
             self.id, event, outcome, names=model.names, model=model.name, generation=model.generation,
-            sent_at=house.clock(), sent_unix=house.wall_clock(),
+            sent_at=now.monotonic, sent_unix=now.unix,
         )  # fmt: skip
         self._recent.append(message)
         if not failed:

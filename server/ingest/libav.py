@@ -27,6 +27,7 @@ from av.container import InputContainer
 from av.format import Flags
 from av.video.stream import VideoStream
 
+from server.ingest.clocks import instant
 from server.ingest.complaints import listener
 from server.ingest.inputs import FileInput, Input, Opening, input_for
 from server.ingest.libav_errors import Lines, opening_error, reading_error
@@ -126,6 +127,8 @@ class LibavSource:
     # Opening.
 
     def _open_container(self) -> None:
+        # What comes while libavformat finds out what it is waits until it is asked for.
+        self._given_at = self._since = time.monotonic()
         container, opening = self._first_that_opens()
         self._container = container
         stream = container.streams.best("video")
@@ -212,7 +215,7 @@ class LibavSource:
         """Packets of the video, as Annex B where that applies; None is a tick."""
         assert self._container is not None
         packets = self._container.demux()
-        heard_at = self._given_at = self._since = time.monotonic()
+        heard_at = time.monotonic()
         self._suspects = 0
         self._lost = 0
         while True:
@@ -267,7 +270,7 @@ class LibavSource:
                 yield None
 
     def _unit(self, packet: av.Packet[Any], pts: float, discontinuity: bool) -> AccessUnit:
-        now = time.monotonic()
+        now, unix = instant()
         # A parser may have held it until the next one began: for one frame, or since the one before at the most. A file
         # does not come from anywhere.
         held_s = 0.0
@@ -284,7 +287,7 @@ class LibavSource:
             data=data,
             pts=None if self._untimed else pts,
             arrived_at=now,
-            received_unix=time.time(),
+            received_unix=unix,
             keyframe=packet.is_keyframe,
             reference=is_reference(self._codec, data),
             damaged=damaged,

@@ -16,6 +16,7 @@ import time
 from typing import NamedTuple
 
 from server.ingest import network
+from server.ingest.clocks import instant
 from server.ingest.network import ANYWHERE, Networks, tls_context
 from server.ingest.rtsp.address import Address
 
@@ -233,8 +234,8 @@ def _request_stamps(sock: socket.socket) -> None:
 
 def _arrival(ancillary: list[tuple[int, int, bytes]]) -> tuple[float, float, float]:
     """(monotonic time of arrival, wall clock minus monotonic clock, monotonic time now)"""
-    now = time.monotonic()
-    offset = time.time() - now
+    reading = instant()
+    now, offset = reading.monotonic, reading.offset
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) in (8, 16):
             seconds, nanoseconds = (_TIMESPEC if len(data) == 16 else _TIMESPEC_32).unpack(data)

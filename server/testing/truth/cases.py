@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.bench.report import balances
+from server.ingest.clocks import instant
 from server.testing.camera import Mount
 from server.testing.faults import Faults
 from server.testing.synthetic import Codec
 from server.testing.truth.clips import pattern_clip
 from server.testing.truth.judge import Verdict, judge
-from server.testing.truth.rig import Rig, unix_offset
+from server.testing.truth.rig import Rig
 from server.testing.truth.senders import FfmpegSender, GstSender, OwnSender, Sender
 
 FPS = 25.0
-FRAMES = 250
-"""Ten seconds: no two frames of the same counter are near enough to each other to be taken for one another."""
+FRAMES = 150
+"""Six seconds: no two frames of the same counter are near enough to each other to be taken for one another."""
 
 GOP = 25
 LOSSY_GOP = 10
@@ -101,7 +102,7 @@ def run(rig: Rig, cases: Sequence[Case], seconds: float) -> list[Outcome]:
         ledgers = {name: rig.ledger(name) for name in names}
         for name in names:
             rig.remove(name)
-        offset = unix_offset()
+        offset = instant().offset
         return [_outcome(case, senders[case.sender], rig, ledgers[case.name], begun, offset) for case in cases]
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import av
 import numpy as np
 
+from server.ingest.clocks import instant
 from server.testing.camera import Mount
 from server.testing.synthetic import Codec
 from server.testing.truth.clips import pattern_clip
 from server.testing.truth.judge import Verdict, judge
-from server.testing.truth.rig import Rig, unix_offset
+from server.testing.truth.rig import Rig
 from server.testing.truth.senders import OwnSender
 
 FPS = 10.0
@@ -40,7 +41,8 @@ def _compare(rig: Rig, codec: Codec, seconds: float) -> dict[str, Any]:
         for stream in streams.values():
             rig.remove(stream)
         verdicts = {
-            client: judge(rig.received[stream], sender.sent(codec), unix_offset()) for client, stream in streams.items()
+            client: judge(rig.received[stream], sender.sent(codec), instant().offset)
+            for client, stream in streams.items()
         }
     native, libav = verdicts["native"], verdicts["libav"]
     earlier = _earlier(native, libav)

@@ -44,8 +44,9 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     """Results that belong to another frame than they claim, with the reason."""
     latency_errors: list[float] = field(default_factory=list)
-    """Stated total - true total, both up to `sent_at`; where the arrival is uncertain, to the nearest total that is
-    still as stated."""
+    """Stated total - true total, both up to `sent_at`. The truth lies between two readings of the clock, before the
+    frame's first packet was sent and after its last one (so a machine that interrupts the sender makes no error), and
+    an uncertain arrival is an interval, too: 0 where the two meet, else the distance between them."""
     outside: list[float] = field(default_factory=list)
     """From the frame's last packet to the message at the client: a latency without any of the server's clocks."""
     capture_errors: list[float] = field(default_factory=list)
@@ -119,9 +120,9 @@ def judge(received: Sequence[Received], sent: Sequence[Sent], unix_offset: float
         verdict.frames[place] = item
         verdict.inexact += not frame.exact
         places.append((result["seq"], place))
-        uncertain = result["time"]["received_uncertainty_ms"] / 1e3
-        true = sent_at - frame.sent_at
-        verdict.latency_errors.append(total - true if true > total else max(0.0, total - uncertain - true))
+        earliest = sent_at - total
+        latest = earliest + result["time"]["received_uncertainty_ms"] / 1e3
+        verdict.latency_errors.append(_distance(earliest, latest, frame))
         verdict.outside.append(item.at - frame.sent_at)
         verdict.from_first_packet.append(sent_at - frame.began_at)
         verdict.inference.append(result["latency_ms"]["inference"] / 1e3)
@@ -140,6 +141,13 @@ def worst(errors: Sequence[float]) -> float:
 
 def middle(values: Sequence[float]) -> float | None:
     return median(values) if values else None
+
+
+def _distance(earliest: float, latest: float, frame: Sent) -> float:
+    """From the stated arrival to the true one; positive if it was stated too early, so that the total is too long."""
+    if latest < frame.began_at:
+        return frame.began_at - latest
+    return min(0.0, frame.sent_at - earliest)
 
 
 def _judge_capture(verdict: Verdict, time: dict[str, Any], frame: Sent) -> None:

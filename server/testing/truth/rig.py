@@ -85,12 +85,3 @@ def running_rig(width: int = WIDTH, height: int = HEIGHT, log: Path | None = Non
             yield rig
             socket.close()
             listener.join()
-
-
-def unix_offset() -> float:
-    """Wall clock minus CLOCK_MONOTONIC, to a microsecond or so: the pair of readings that lay closest together."""
-    pairs = []
-    for _ in range(9):
-        before, unix, after = time.monotonic(), time.time(), time.monotonic()
-        pairs.append((after - before, unix - (before + after) / 2))
-    return min(pairs)[1]
