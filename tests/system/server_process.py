@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from websockets.sync.client import connect
 class ServerProcess:
     """`python -m server` on a free port. Use as a context; `log` is all that it wrote so far."""
 
-    def __init__(self, model: Path | None, data: Path, *options: str) -> None:
-        """`model` None: what the data base remembers."""
-        command = [sys.executable, "-m", "server", "--port", "0", "--data", str(data), *options]
+    def __init__(self, model: Path | None, data: Path, *options: str, prefix: Sequence[str] = ()) -> None:
+        """`model` None: what the data base remembers. `prefix`: a command that runs the server as its arguments."""
+        command = [*prefix, sys.executable, "-m", "server", "--port", "0", "--data", str(data), *options]
         command += [] if model is None else ["--model", str(model)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=data.parent)
         self.log: list[str] = []
