@@ -22,10 +22,11 @@ from pydantic import ValidationError
 from server import __version__, logs
 from server.access.registry import check_reach
 from server.access.tokens import AccessError
+from server.addresses import masked_url, split_credentials
 from server.models.start import First, given, remembered
 from server.secrecy import hide_arguments
 from server.settings import ServerSettings, SettingsError, load_settings
-from server.streams import StreamDefinition, masked_url, split_credentials
+from server.streams import StreamDefinition
 from yolov9.bundle import Bundle, BundleError
 from yolov9.packaged import DEFAULT, ModelNotFound
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+from server.addresses import DEVICE_SCHEME, PIPELINE_PREFIX, SOURCE_SCHEMES, is_pipeline
 from server.ingest.network import ANYWHERE, Networks
 from server.settings import ServerSettings
-from server.streams import DEVICE_SCHEME, PIPELINE_PREFIX, SOURCE_SCHEMES, is_pipeline
 
 _DEVICE = re.compile(r"/dev/(?:video\d{1,3}|v4l/by-(?:id|path)/[\w.:+-]+)")
 _DEVICE_OPTIONS = {"size": r"\d{1,5}x\d{1,5}", "fps": r"\d{1,3}(?:/\d{1,4})?", "format": r"\w{1,16}"}

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 
-from server.streams import MASK, masked_url
+from server.addresses import MASK, masked_url
 
 _SECRET_VARIABLE = re.compile(r"^YOLOV9_\w*(TOKEN|PASSWORD|SECRET|KEY)", re.I)
 

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, ValidationEr
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.streams import SOURCE_SCHEMES
+from server.addresses import SOURCE_SCHEMES
 
 ENVIRONMENT_PREFIX = "YOLOV9_"
 
@@ -155,7 +155,7 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)}: not among {', '.join(SOURCE_SCHEMES)}")
         return value
 
-    @field_validator("allowed_hosts")
+    @field_validator("allowed_hosts", "allowed_origins")
     @classmethod
     def _lower_case(cls, value: list[str] | None) -> list[str] | None:
         return None if value is None else [name.lower() for name in value]

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer
 
 from server.access.roles import Principal, Role
+from server.addresses import MASK, is_pipeline, masked_url
 from server.delivery.auth import InPrincipal
 from server.delivery.context import Context, InContext
 from server.delivery.documented import documented, json_response
@@ -19,14 +20,11 @@ from server.delivery.ports import InvalidField, NoCapacity, StreamExists, Stream
 from server.delivery.problems import Forbidden, UnsupportedMediaType
 from server.store import StoreError
 from server.streams import (
-    MASK,
     LedgerView,
     StreamDefinition,
     StreamFields,
     StreamPatch,
     StreamStatus,
-    is_pipeline,
-    masked_url,
     reveal,
 )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from server.addresses import PIPELINE_PREFIX, is_pipeline
 from server.ingest.gst.source import GstSource
 from server.ingest.libav import LibavSource
 from server.ingest.network import Networks
 from server.ingest.rtsp.source import RtspSource
 from server.ingest.source import Source, StreamInfo
 from server.ingest.wire import CameraSettings
-from server.streams import PIPELINE_PREFIX, is_pipeline
 
 _RTSP_SCHEMES = ("rtsp://", "rtsps://", "rtspt://")
 

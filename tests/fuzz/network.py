@@ -16,8 +16,10 @@ from pydantic import SecretStr, ValidationError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.addresses import masked_url, split_credentials
 from server.delivery.app import create_app
 from server.delivery.push import PushProtocol
+from server.ingest.playlist import absolute
 from server.ingest.rtsp.address import parse_address
 from server.ingest.rtsp.assembly import UnsupportedPacket
 from server.ingest.rtsp.auth import Authenticator
@@ -34,7 +36,7 @@ from server.ingest.rtsp.receiver import RtpReceiver
 from server.ingest.rtsp.sdp import SdpError, VideoTrack, select_video
 from server.ingest.source import AccessUnit, SourceError
 from server.settings import ServerSettings
-from server.streams import StreamDefinition, StreamFields, StreamPatch, masked_url, reveal, split_credentials
+from server.streams import StreamDefinition, StreamFields, StreamPatch, reveal
 
 from .files import Check
 
@@ -108,6 +110,18 @@ def sdp() -> Iterator[Check]:
         RtpReceiver(track, in_order=True)
         _request("SETUP", track.control, {"Transport": "RTP/AVP"})
         _request("PLAY", track.aggregate, {"Range": track.play_range})
+
+    yield check
+
+
+@contextmanager
+def playlist() -> Iterator[Check]:
+    """An HLS playlist, whose names are made absolute before libavformat sees them."""
+
+    def check(data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        made = absolute(text, "http://camera:8080/live/index.m3u8?a=b")
+        assert made == absolute(made, "http://elsewhere/"), "a name is still relative"
 
     yield check
 

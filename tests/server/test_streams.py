@@ -11,13 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from server.addresses import MASK, masked_url, split_credentials
 from server.streams import (
-    MASK,
     StreamDefinition,
     StreamPatch,
-    masked_url,
     reveal,
-    split_credentials,
 )
 
 SECRET = "s3cr3t"

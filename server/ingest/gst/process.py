@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from server.addresses import masked_url
 from server.ingest.gst import helper
 from server.ingest.gst.helper import HEADER
 from server.ingest.source import Reason, SourceError
-from server.streams import masked_url
 
 PYTHON = "/usr/bin/python3"
 """GStreamer's bindings belong to the system's Python."""
