@@ -173,6 +173,7 @@ class Dispatcher:
         self._old, self._line = self._line, line
         self.failing_since = None
         self._unanswered_since = self._clock()
+        self._want_all()
         self.pump()
 
     @property
@@ -186,9 +187,13 @@ class Dispatcher:
         out come back, as long as its worker answers for them."""
         old, self._old = self._old, None
         if old is not None:
-            for shape in self._scheduler.shapes():
-                self.want(shape)
+            self._want_all()
             self.pump()
+
+    def _want_all(self) -> None:
+        """Frames that wait may have another line now, which must have their shapes prepared."""
+        for shape in self._scheduler.shapes():
+            self.want(shape)
 
     def _lines(self) -> tuple[Line, ...]:
         return (self._line,) if self._old is None else (self._old, self._line)
