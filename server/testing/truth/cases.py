@@ -108,7 +108,7 @@ def run(rig: Rig, cases: Sequence[Case], seconds: float) -> list[Outcome]:
 
 def _outcome(case: Case, sender: Sender, rig: Rig, ledger: dict[str, Any], begun: float, offset: float) -> Outcome:
     sent = [frame for frame in sender.sent(case.mount) if frame.sent_at >= begun]
-    verdict = judge(rig.received.get(case.name, []), sent, offset)
+    verdict = judge(rig.received.get(case.name, []), sent, offset, exact=case.client == "native")
     outcome = Outcome(case, verdict, ledger, len(sent), verdict.faults())
     if not balances(ledger):
         outcome.faults.append("the ledger does not balance")
