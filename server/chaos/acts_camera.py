@@ -6,7 +6,6 @@ An act may give a function (seconds) that keeps the fault going; without one, ti
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import random
 import signal
@@ -125,17 +124,23 @@ def stall(bed: Bed) -> Iterator[None]:
 
 
 def flapping(bed: Bed) -> Iterator[KeepGoing]:
-    cuts = itertools.count(1)
-    bed.camera.kill(PATH)
+    last_cut: list[float] = []
+
+    def cut() -> None:
+        last_cut.append(time.monotonic())
+        bed.camera.kill(PATH)
+        bed.notes["cuts"] = len(last_cut)
 
     def keep_going(seconds: float) -> None:
         over = time.monotonic() + seconds
         while time.monotonic() < over:
             time.sleep(min(_FLAP_S, max(0.0, over - time.monotonic())))
-            bed.camera.kill(PATH)
-            bed.notes["cuts"] = next(cuts)
+            cut()
+
+    cut()
 
     yield keep_going
+    bed.look(lambda: _left(bed, STREAM, last_cut[-1]), BACKOFF_S)
 
 
 def herd(bed: Bed) -> Iterator[None]:

@@ -85,7 +85,7 @@ async def _never_read(host: str, port: int, until: float) -> int:
     writers = []
     for _ in range(_READERS):
         _, writer = await asyncio.open_connection(host, port, limit=1024)
-        writer.write(_upgrade(host, port))
+        writer.write(upgrade(host, port))
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writers.append(writer)
     await asyncio.sleep(max(0.0, until - time.monotonic()))
@@ -100,7 +100,7 @@ async def _garbage(host: str, port: int, until: float) -> int:
     count = 0
     while time.monotonic() < until:
         await _say(host, port, rng.randbytes(rng.choice((1, 100, 4096))))
-        await _say(host, port, _upgrade(host, port) + rng.randbytes(256))
+        await _say(host, port, upgrade(host, port) + rng.randbytes(256))
         await _say(host, port, b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n")
         await _say(host, port, b"POST /streams HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
         count += 4
@@ -115,7 +115,7 @@ async def _large(host: str, port: int, until: float) -> int:
     body = b'{"id": "' + b"x" * _LARGE + b'"}'
     count = 0
     while time.monotonic() < until:
-        await _say(host, port, _upgrade(host, port) + frame)
+        await _say(host, port, upgrade(host, port) + frame)
         await _say(host, port, f"{post}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await _say(host, port, b"GET / HTTP/1.1\r\nX: " + b"x" * _LARGE + b"\r\n\r\n")
         count += 3
@@ -128,7 +128,7 @@ async def _half_open(host: str, port: int, until: float) -> int:
     for number in range(_HALF_OPEN):
         _, writer = await asyncio.open_connection(host, port)
         writer.write(
-            _upgrade(host, port)[:40] if number % 2 else b"POST /detect HTTP/1.1\r\nContent-Length: 100\r\n\r\n"
+            upgrade(host, port)[:40] if number % 2 else b"POST /detect HTTP/1.1\r\nContent-Length: 100\r\n\r\n"
         )
         writers.append(writer)
     await asyncio.sleep(max(0.0, until - time.monotonic()))
@@ -168,7 +168,8 @@ async def _say(host: str, port: int, data: bytes) -> None:
                 writer.transport.abort()
 
 
-def _upgrade(host: str, port: int) -> bytes:
+def upgrade(host: str, port: int) -> bytes:
+    """A request for the WebSocket of all detections."""
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [
         "GET /detections HTTP/1.1", f"Host: {host}:{port}", "Upgrade: websocket", "Connection: Upgrade",

@@ -1,0 +1,5 @@
+import sys
+
+from server.soak.cli import main
+
+sys.exit(main())
