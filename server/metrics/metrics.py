@@ -52,6 +52,12 @@ class StreamCounters:
     """reason -> times"""
     decode_errors: Mapping[str, int] = field(default_factory=dict)
     """kind -> complaints"""
+    tracks: int = 0
+    """Objects that are followed now."""
+    zone_objects: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(zone, class) -> objects in it now"""
+    line_crossings: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    """(line, direction, class) -> times"""
 
 
 class MetricsSource(Protocol):
@@ -175,6 +181,16 @@ class Metrics:
             for stream, counters in streams.items()
             for (stage, reason), count in counters.dropped.items()
         ]
+        in_zones = [
+            (labels(**{"stream": stream, "zone": zone, "class": name}), count)
+            for stream, counters in streams.items()
+            for (zone, name), count in counters.zone_objects.items()
+        ]
+        crossings = [
+            (labels(**{"stream": stream, "line": line, "direction": direction, "class": name}), count)
+            for stream, counters in streams.items()
+            for (line, direction, name), count in counters.line_crossings.items()
+        ]
         states = "".join([_state_lines(stream, counters.state) for stream, counters in streams.items()])
         ages = [(a, c.last_frame_age_s) for a, c in items if c.last_frame_age_s is not None]
         totals = "".join([h.text() for stream, h in self._totals.items() if stream in streams])
@@ -197,6 +213,10 @@ class Metrics:
             family("yolov9_decode_errors_total", "counter", "What the receiver and the decoder complained of.",
                    split("kind", {s: c.decode_errors for s, c in streams.items()})),
             family("yolov9_detections_total", "counter", "Detections reported.", split("class", found)),
+            family("yolov9_stream_tracks", "gauge", "Objects that are followed now.",
+                   [(a, c.tracks) for a, c in items]),
+            family("yolov9_zone_objects", "gauge", "Objects in a zone now.", in_zones),
+            family("yolov9_line_crossings_total", "counter", "Objects that crossed a line.", crossings),
         ]  # fmt: skip
 
     def _of_server(self, source: MetricsSource) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from server.models.intake import ArchiveError, ArchiveKind, Place, take_archive
 from server.settings import SettingsError, load_settings
 from yolov9.bundle import MANIFEST, ONNX, Bundle, BundleError
 from yolov9.checkpoints.errors import WeightsError
@@ -66,9 +68,9 @@ def pickles() -> Iterator[Check]:
 def torch_archive(pickle: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("w/data.pkl", pickle)
+        archive.writestr(zipfile.ZipInfo("w/data.pkl"), pickle)
         for record, size in RECORDS.items():
-            archive.writestr(f"w/{record}", bytes(range(size)))
+            archive.writestr(zipfile.ZipInfo(f"w/{record}"), bytes(range(size)))
     return stream.getvalue()
 
 
@@ -118,6 +120,38 @@ def onnx() -> Iterator[Check]:
             _load(folder)
 
         yield check
+
+
+@contextmanager
+def zipped_bundle() -> Iterator[Check]:
+    """A model as it is uploaded."""
+    with _folder() as folder:
+        yield _intake(folder, "zip")
+
+
+@contextmanager
+def tarred_bundle() -> Iterator[Check]:
+    with _folder() as folder:
+        yield _intake(folder, "tar")
+
+
+def _intake(folder: Path, kind: ArchiveKind) -> Check:
+    models = folder / "models"
+    place = Place(models, "uploaded", frozenset(), 1 << 20)
+
+    def check(data: bytes) -> None:
+        try:
+            taken = take_archive(io.BytesIO(data), kind, place)
+        except (ArchiveError, BundleError) as error:
+            _said_in_one_line(error)
+            assert not list(models.iterdir()), "a refused upload leaves nothing behind"
+        else:
+            assert taken.path.parent == models
+            assert sum(file.stat().st_size for file in taken.path.rglob("*") if file.is_file()) < 2 << 20
+            shutil.rmtree(taken.path)
+        assert list(folder.iterdir()) == [models], "nothing is written elsewhere"
+
+    return check
 
 
 def manifest_of(model: bytes) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
 import struct
+import tarfile
+import zipfile
 from collections import OrderedDict
 from typing import Any
 
@@ -68,6 +71,12 @@ def _files() -> dict[str, dict[str, bytes]]:
             "outside": manifest_of(b"\x08\x08").replace(b'"model.onnx"', b'"../model.onnx"'),
         },
         "onnx": {"colour": model, "head": model[:200]},
+        "zip": {"top": _archive("zip", ""), "folder": _archive("zip", "tiny/")},
+        "tar": {
+            "top": _archive("tar", ""),
+            "folder": _archive("tar", "tiny/"),
+            "gzip": gzip.compress(_archive("tar", ""), mtime=0),
+        },
         "yolo": {
             "boxes": b"0 0.5 0.5 0.2 0.3\n1 .1 .1 .2 .2\n",
             "polygon": b"1 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\r\n0 1e-3 2e-3 1 1\n",
@@ -86,6 +95,27 @@ def _files() -> dict[str, dict[str, bytes]]:
         },
         "voc": {"pascal": voc.encode(), "entity": b"<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>&b;</annotation>"},
     }
+
+
+def _archive(kind: str, folder: str) -> bytes:
+    """A bundle as it is uploaded, with a link and a file of nobody's beside it."""
+    model = colour_model()
+    contents = {f"{folder}model.json": manifest_of(model), f"{folder}model.onnx": model, f"{folder}notes.txt": b"x"}
+    stream = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for name, content in contents.items():
+                zipped.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        return stream.getvalue()
+    with tarfile.open(fileobj=stream, mode="w") as tarred:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tarred.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo(f"{folder}link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tarred.addfile(link)
+    return stream.getvalue().rstrip(b"\0") + b"\0" * 1024
 
 
 def _pickles() -> dict[str, bytes]:
@@ -150,6 +180,11 @@ def _network() -> dict[str, dict[str, bytes]]:
             "pasted": b'{"url": "rtsp://admin:p@ss/w#rd@10.0.0.7:554/cam/realmonitor?channel=1&subtype=0"}',
             "ipv6": b'{"url": "rtsps://[fe80::1%25eth0]:322/a", "username": "u", "password": "\\u00e4"}',
             "file": b'{"url": "/media/a.mp4", "loop": true, "every_frame": true, "realtime": null}',
+        },
+        "playlist": {
+            "media": b'#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="key.bin",IV=0x01\n#EXTINF:2,\na.ts\n/b/2.ts\n',
+            "master": b'#EXTM3U\r\n#EXT-X-STREAM-INF:BANDWIDTH=1\r\nlow/b.m3u8?x=1\r\n#EXT-X-MEDIA:URI="a.m3u8"\r\n',
+            "elsewhere": b"#EXTM3U\nfile:///etc/passwd\n//host/a.ts\nhttp://[::1/a\nconcat:a|b\n",
         },
         "sdp": _descriptions(),
         "rtsp": _conversations(),

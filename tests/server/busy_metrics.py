@@ -48,6 +48,7 @@ class BusyServer:
             stream: StreamCounters(
                 received=30 * n, completed=12 * n, in_flight=0, dropped={drop: 3 * n for drop in DROPS}, state=state,
                 last_frame_age_s=0.04, reconnects={"timeout": n, "stalled": n}, decode_errors={"rtp_loss": n},
+                tracks=2, zone_objects={("yard", "person"): 1}, line_crossings={("gate", "in", "person"): n},
             )
             for stream, state in states.items()
         }  # fmt: skip
