@@ -24,7 +24,7 @@ from server.access.registry import check_reach
 from server.access.tokens import AccessError
 from server.addresses import masked_url, split_credentials
 from server.models.start import First, given, remembered
-from server.secrecy import hide_arguments
+from server.secrecy import hide_arguments, no_core_dumps
 from server.settings import ServerSettings, SettingsError, load_settings
 from server.streams import StreamDefinition
 from yolov9.bundle import Bundle, BundleError
@@ -64,6 +64,7 @@ def run(argv: list[str]) -> int:
     """Parse, check, serve. 0 after an orderly end, 1 if the server cannot run, 2 for bad usage."""
     options = parser().parse_args(argv)
     hide_arguments([options.token], options.stream)
+    no_core_dumps()
     try:
         with contextlib.ExitStack() as stack:
             load = _loader(options, stack)

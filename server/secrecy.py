@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,12 @@ _SECRET_VARIABLE = re.compile(r"^YOLOV9_\w*(TOKEN|PASSWORD|SECRET|KEY)", re.I)
 def child_environment() -> dict[str, str]:
     """For processes that read what cameras send, or run a model: they need none of the server's secrets."""
     return {name: value for name, value in os.environ.items() if not _SECRET_VARIABLE.match(name)}
+
+
+def no_core_dumps() -> None:
+    """Of this process and those that it starts: the memory holds passwords. Whoever needs one raises the soft limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def hide_arguments(secrets: Sequence[str | None], urls: Iterable[str]) -> None:

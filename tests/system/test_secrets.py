@@ -137,6 +137,10 @@ def break_things(client: Witness, data: Path) -> None:
 def processes(server: ServerProcess) -> str:
     """What the list of processes shows, and what the server's processes got from it."""
     shown = Path(f"/proc/{server.process.pid}/cmdline").read_text()
+    for pid in (server.process.pid, *server.children()):
+        with contextlib.suppress(OSError):
+            (core,) = [n for n in Path(f"/proc/{pid}/limits").read_text().splitlines() if n.startswith("Max core file")]
+            assert core.split()[4] == "0", core  # a crash leaves no memory behind
     for pid in server.children():
         for name in ("cmdline", "environ", "comm"):
             with contextlib.suppress(OSError):  # it has just ended
