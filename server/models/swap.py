@@ -100,12 +100,13 @@ class Swapper:
         return self._running
 
     async def drained(self) -> None:
-        """Until the worker of the model before has ended."""
+        """Until the active model is remembered, and the worker of the one before has ended."""
         if self._draining is not None:
             await asyncio.wait([self._draining])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running = None
+        if self._running is task:
+            self._running = None
         if not task.cancelled():
             task.exception()  # seen: the entry tells of it, whether or not somebody waits
 
@@ -134,10 +135,9 @@ class Swapper:
             entry.state = "ready"
             raise
         self._switch(entry, deployment)
-        log.info(
-            "model=%s state=active generation=%d seconds=%.2f", entry.name, entry.generation, self._clock() - began
-        )
-        await self._remember(entry)
+        self._running = None  # who sees that it is active may ask for the next one
+        took = self._clock() - began
+        log.info("model=%s state=active generation=%d seconds=%.2f", entry.name, entry.generation, took)
 
     async def _load(self, entry: Entry) -> Bundle:
         """The bundle as it lies there now, checked anew."""
@@ -208,9 +208,10 @@ class Swapper:
         before.state, before.generation = "ready", None
         entry.state, entry.bundle, entry.generation = "active", deployment.bundle, deployment.model.generation
         self._metrics.model_swap(True)
-        self._draining = asyncio.get_running_loop().create_task(self._drain(old))
+        self._draining = asyncio.get_running_loop().create_task(self._drain(entry, old))
 
-    async def _drain(self, old: Deployment) -> None:
+    async def _drain(self, entry: Entry, old: Deployment) -> None:
+        await self._remember(entry)
         deadline = self._clock() + _DRAIN_S
         while self._clock() < deadline and self._needed(old.model.input_size):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)

@@ -290,6 +290,7 @@ async def test_the_active_model_is_remembered_and_a_broken_store_is_no_reason_to
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await activate(house, "new")
+    await house.runtime.swapper.drained()
     assert '"name": "new"' in (await house.store.recall(MEMORY) or "")
 
     async def full(key: str, value: str) -> None:
@@ -297,6 +298,7 @@ async def test_the_active_model_is_remembered_and_a_broken_store_is_no_reason_to
 
     monkeypatch.setattr(house.store, "remember", full)
     await activate(house, "old")
+    await house.runtime.swapper.drained()
     assert house.runtime.model["name"] == "old"
     assert "could not be remembered" in (house.runtime.registry.get("old").note or "")
 
