@@ -31,6 +31,7 @@ from server.testing.truth.pattern import draw
 KeepGoing = Callable[[float], None]
 _FLAP_S = 2.0
 _JUMP_S = 3600.0
+_FILE_S = 30.0
 _HERD = 50
 _HERD_FPS = 2.0
 _HERD_AWAY_S = 4.0
@@ -148,7 +149,7 @@ def herd(bed: Bed) -> Iterator[None]:
     clip = pattern_clip(frames=8, fps=_HERD_FPS, gop=2)
     paths = [f"/herd{number}" for number in range(_HERD)]
     recorder = bed.recorder
-    names = [path[1:] for path in paths]
+    names = bed.suffering = [path[1:] for path in paths]
     with Camera({path: Mount(clip) for path in paths}) as cameras:
         for path in paths:
             bed.add(path[1:], cameras.url(path))
@@ -226,7 +227,23 @@ def damaged_file(bed: Bed) -> Iterator[None]:
     path.write_bytes(damaged_stream(bed.clip(), random.Random(0)))
     bed.url = str(path)
     bed.definition = {"every_frame": True}
+    files = [] if bed.damaged is None else sorted(bed.damaged.glob("*.26[45]"))
+    for number, file in enumerate(files):
+        copy = bed.folder / file.name
+        copy.write_bytes(file.read_bytes())
+        bed.add(f"damaged{number}", str(copy), every_frame=True)
     yield
+    for number, file in enumerate(files):
+        stream = f"damaged{number}"
+        if not bed.look(lambda s=stream: _stopped(bed, s), _FILE_S):  # type: ignore[misc]
+            bed.complaints.append(f"{file.name} has not come to its end within {_FILE_S:g} s")
+        ledger = bed.ledger(stream)
+        bed.notes[file.name] = f"{ledger['completed']} of {ledger['received']} frames shown"
+
+
+def _stopped(bed: Bed, stream: str) -> bool:
+    change = bed.recorder.state(stream)
+    return change is not None and change.state == "stopped"
 
 
 def damaged_stream(clip: Path, rng: random.Random) -> bytes:

@@ -4,6 +4,7 @@ camera that suffers.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -20,6 +21,7 @@ import yaml
 from server.bench.processes import BenchError, Server, running_cameras, running_server
 from server.bench.report import balances
 from server.chaos import matrix, namespace
+from server.chaos.judge import Change
 from server.chaos.matrix import Case
 from server.chaos.recorder import Recorder
 from server.testing.camera import Camera, Mount
@@ -44,7 +46,10 @@ _BAD_LINE = re.compile(r"Traceback|CRITICAL|Task exception was never retrieved|L
 class Bed:
     """A context: everything runs within it. `folder` is empty and belongs to it."""
 
-    def __init__(self, case: Case, folder: Path, model: Path, engine: str = "auto") -> None:
+    def __init__(
+        self, case: Case, folder: Path, model: Path, engine: str = "auto", damaged: Path | None = None
+    ) -> None:
+        """`damaged`: a folder of damaged byte streams, to be played besides those that are made here."""
         self.case = case
         self.folder = folder
         self.data = folder / "data"
@@ -54,6 +59,9 @@ class Bed:
         """Where the stream that suffers is opened."""
         self.definition: dict[str, Any] = {}
         """More of its definition."""
+        self.suffering: list[str] = [STREAM]
+        """Whose states are looked at."""
+        self.damaged = damaged
         self.shown_at: float | None = None
         """Set by acts that look for themselves."""
         self.back_at: float | None = None
@@ -206,6 +214,11 @@ class Bed:
 
         self.look(over, _DRAIN_S)
         return ledgers, told()
+
+    def changes(self) -> list[Change]:
+        """What the streams that suffer told of their states, oldest first."""
+        told = (list(self.recorder.changes[stream]) for stream in self.suffering)
+        return sorted(itertools.chain.from_iterable(told), key=lambda change: change.at)
 
     def bad_lines(self) -> list[str]:
         """Lines of the server's log that tell of a programming error."""

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--phase", type=float, default=6.0, metavar="S", help="witnesses: seconds before, during, after (default 6)"
     )
+    p.add_argument("--damaged", type=Path, metavar="FOLDER", help="play its damaged *.264 and *.265 files too")
     p.add_argument("--hold-at-most", type=float, metavar="S", help="cut long faults (5 minutes of flapping) short")
     p.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return p
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="yolov9-chaos-model-") as folder:
             model = truth_bundle(Path(folder, "model"), WIDTH, HEIGHT).path
-            plan = Plan(model, options.engine, options.phase, options.hold_at_most)
+            plan = Plan(model, options.engine, options.phase, options.damaged, options.hold_at_most)
             for number, case in enumerate(cases, 1):
                 if lines.get(case.name, {}).get("ok"):
                     continue

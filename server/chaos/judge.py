@@ -116,7 +116,7 @@ def witness_moved(seen: Seen) -> str | None:
 def _state(row: Row, seen: Seen) -> list[str]:
     if seen.shown_at is None:
         told = ", ".join(f"{c.state}/{c.reason}" for c in seen.changes if c.at >= seen.begun_at) or "nothing"
-        wanted = "/".join((row.state, "|".join(row.reasons))) if row.signs == "stream" else row.signs
+        wanted = f"{row.state} {'|'.join(row.reasons)}".strip() if row.signs == "stream" else f"a sign ({row.signs})"
         return [f"{wanted} was not seen; the stream told: {told}"]
     found = []
     late = seen.shown_at - seen.begun_at

@@ -75,8 +75,9 @@ class Row:
     """The healthy cameras' latency is held against their own without the fault. False: it is in what all share."""
     errors: bool = False
     """Results of status `error` are what the fault is about."""
-    signs: Literal["stream", "readiness", "act"] = "stream"
-    """What tells of the fault: the stream's state, `/readyz`, or what the act itself asks the server."""
+    signs: Literal["stream", "ledger", "readiness", "act"] = "stream"
+    """What tells of the fault: the stream's state (a good result, if that is to be `running`), the drops named here in
+    its ledger, `/readyz`, or what the act itself asks the server."""
     needs: Literal["nothing", "network", "mount"] = "nothing"
     """A namespace of its own: for a packet filter, or for a small file system."""
 
@@ -123,10 +124,10 @@ MATRIX: tuple[Row, ...] = (
         state="backoff", reasons=("refused", "ended"), seen_s=3.0, hold_s=6.0, camera="none", witness=False,
         signs="act"),
     # What the packets carry.
-    Row(fault="loss5", what="5 % of the packets are lost", drops=("ingest/damaged",), hold_s=8.0, transports=BOTH,
-        codecs=CODECS),
-    Row(fault="loss30", what="30 % of the packets are lost", drops=("ingest/damaged",), hold_s=8.0, transports=BOTH,
-        codecs=CODECS, reconnects=True),
+    Row(fault="loss5", what="5 % of the packets are lost", signs="ledger", drops=("ingest/damaged",), hold_s=8.0,
+        transports=BOTH, codecs=CODECS),
+    Row(fault="loss30", what="30 % of the packets are lost", signs="ledger", drops=("ingest/damaged",), hold_s=8.0,
+        transports=BOTH, codecs=CODECS, reconnects=True),
     Row(fault="reorder", what="every third packet comes behind its successor", transports=UDP, codecs=CODECS),
     Row(fault="corrupt", what="bytes of 2 % of the packets are changed on the way; no receiver can tell by the headers",
         hold_s=8.0, transports=BOTH, codecs=CODECS, torn="measured", reconnects=True),
@@ -167,9 +168,9 @@ MATRIX: tuple[Row, ...] = (
         state="backoff", reasons=("not_found",), back="soon"),
     # Packet filters in a network namespace.
     Row(fault="net_loss5", what="the kernel drops 5 % of the datagrams to the camera's client", camera="gst",
-        transports=UDP, codecs=CODECS, drops=("ingest/damaged",), hold_s=8.0, needs="network"),
+        transports=UDP, codecs=CODECS, signs="ledger", drops=("ingest/damaged",), hold_s=8.0, needs="network"),
     Row(fault="net_loss30", what="the kernel drops 30 % of the datagrams", camera="gst", transports=UDP, codecs=CODECS,
-        drops=("ingest/damaged",), hold_s=8.0, needs="network", reconnects=True),
+        signs="ledger", drops=("ingest/damaged",), hold_s=8.0, needs="network", reconnects=True),
     Row(fault="net_silence", what="the kernel drops all datagrams", camera="gst", transports=UDP, state="backoff",
         reasons=("stalled",), seen_s=STALL_S, needs="network"),
     Row(fault="net_black_hole", what="the kernel drops everything from the camera's port, both ways", camera="gst",

@@ -22,6 +22,8 @@ def expected(row: Row) -> str:
         return "not ready, results of status error"
     if row.signs == "act":
         return "goes on"
+    if row.signs == "ledger":
+        return f"connected, {', '.join(row.drops)}"
     text = row.state if not row.reasons else f"{row.state}: {' or '.join(row.reasons)}"
     return text + (" (may be opened anew)" if row.reconnects else "")
 

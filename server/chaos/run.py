@@ -13,7 +13,7 @@ from typing import Any
 from server.bench.processes import BenchError
 from server.chaos import acts_camera, acts_clients, acts_machine
 from server.chaos.bed import STREAM, WITNESSES, Bed
-from server.chaos.judge import Seen, judge, recovery_bound_s, witness_moved, witness_p99
+from server.chaos.judge import Seen, flat, judge, recovery_bound_s, witness_moved, witness_p99
 from server.chaos.matrix import Case, Row
 from server.testing.camera import ClipError
 
@@ -34,6 +34,8 @@ class Plan:
     engine: str = "auto"
     phase_s: float = 6.0
     """The healthy cameras are watched for so long before, at least as long during, and after the fault."""
+    damaged: Path | None = None
+    """A folder of damaged byte streams, for `damaged_file`."""
     hold_at_most_s: float | None = None
     """Faults that take longer are cut short."""
 
@@ -72,7 +74,7 @@ def _once(case: Case, plan: Plan) -> dict[str, Any]:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="yolov9-chaos-", ignore_cleanup_errors=True) as folder,
-            Bed(case, Path(folder), plan.model, plan.engine) as bed,
+            Bed(case, Path(folder), plan.model, plan.engine, plan.damaged) as bed,
         ):
             seen = _observe(bed, plan)
     except (BenchError, ClipError, OSError, RuntimeError) as error:
@@ -134,7 +136,7 @@ def _observe(bed: Bed, plan: Plan) -> Seen:
     seen.ended_at = bed.notes.pop("ended_at", None) or time.monotonic()
     if row.momentary:
         seen.ended_at = seen.shown_at or seen.begun_at
-    seen.changes = list(recorder.changes[STREAM])
+    seen.changes = bed.changes()
     if row.back != "never":
         bound = recovery_bound_s(row, seen) or 0.0
         seen.back_at = bed.back_at or bed.look(lambda: _back(bed, seen), bound + _PATIENCE_S) or None
@@ -149,10 +151,8 @@ def _close(bed: Bed, seen: Seen) -> None:
     recorder = bed.recorder
     if not recorder.alive:
         seen.complaints.append("the server closed the WebSocket")
-    seen.changes = list(recorder.changes[STREAM])
-    quiet_from = len(seen.changes)
+    seen.changes = bed.changes()
     seen.final, seen.told = bed.quiesce()
-    seen.changes = seen.changes[:quiet_from]
     seen.reads, seen.unbalanced = bed.reads, bed.unbalanced
     seen.torn, seen.torn_of = sum(recorder.torn.values()), sum(recorder.counted.values())
     seen.errors = sum(recorder.errors.values())
@@ -174,6 +174,8 @@ def _shown(bed: Bed, begun_at: float) -> float | None:
         return bed.shown_at
     if row.signs == "readiness":
         return None if bed.ready() else time.monotonic()
+    if row.signs == "ledger":
+        return time.monotonic() if set(row.drops) <= set(flat(bed.ledger(STREAM))) else None
     if row.state == "running":
         result = recorder.good_since(STREAM, begun_at)
         return None if result is None else result.at
