@@ -95,6 +95,19 @@ def test_garbage_between_frames_costs_only_itself(garbage: bytes) -> None:
     assert reader.skipped_bytes == 2 * len(garbage)
 
 
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_an_answer_behind_garbage_is_seen_wherever_it_is_cut(cut: int) -> None:
+    """Found by fuzzing: its first word, cut off by the end of a segment, was skipped as garbage."""
+    reader = MessageReader()
+    reader.allow_channels(0, 1)
+    answer = b"RTSP/1.0 200 OK\r\nCSeq: 9\r\n\r\n"
+    items = reader.feed(b"\xee\xeeR" + answer[:cut]) + reader.feed(answer[cut:])
+    (response,) = items
+    assert isinstance(response, Response)
+    assert response.headers.cseq == 9
+    assert reader.skipped_bytes == 3
+
+
 def test_before_setup_garbage_is_an_error() -> None:
     with pytest.raises(ProtocolError, match="does not answer in RTSP"):
         MessageReader().feed(b"SSH-2.0-OpenSSH_9.2p1\r\n")

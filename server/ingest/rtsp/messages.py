@@ -153,7 +153,7 @@ class MessageReader:
         """Where the next message may start, or the end of `data`."""
         if not self._channels:
             raise ProtocolError(_describe(data[position:]))
-        found = len(data)
+        found = _cut_off_response(data, position + 1)
         dollar = data.find(b"$", position + 1)
         while dollar >= 0:
             if dollar + 4 > len(data) or (data[dollar + 1] in self._channels and _looks_like_rtp(data, dollar)):
@@ -199,6 +199,13 @@ def _looks_like_rtp(data: bytes, position: int) -> bool:
     """Whether the `$` there can start a frame: RTP or RTCP of version 2 follows, or nothing, or it has not come yet."""
     empty = data[position + 2] == data[position + 3] == 0
     return empty or position + 4 >= len(data) or data[position + 4] >> 6 == 2
+
+
+def _cut_off_response(data: bytes, position: int) -> int:
+    """Where, from `position` on, a response begins whose first word is cut off by the end of what has come; else that
+    end."""
+    sizes = range(min(len(_RESPONSE) - 1, len(data) - position), 0, -1)
+    return next((len(data) - size for size in sizes if data.endswith(_RESPONSE[:size])), len(data))
 
 
 def _starts_message(data: bytes, position: int) -> bool:
