@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pydantic import ValidationError
 
 from server import media
+from server.analytics.shapes import Line, Zone
 from server.delivery.hub import Hub
 from server.delivery.ports import InvalidField, NoCapacity, StreamExists, StreamNotFound
 from server.engine_room import EngineRoom
@@ -114,7 +115,10 @@ class Roster:
                 definition = stream.definition.patched(patch)
             except ValidationError as error:
                 first = error.errors(include_input=False, include_url=False)[0]
-                raise InvalidField(".".join(map(str, first["loc"])) or "url", first["msg"]) from None
+                field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+                if not field:  # from a validator of the whole: "zones.1.name: ..."
+                    field, _, message = message.partition(": ")
+                raise InvalidField(field, message) from None
             address = self._check(definition, checked=stream.definition)
             await self._store.put(definition)
             stream.define(definition)
@@ -191,6 +195,13 @@ class Roster:
             missing = missing_classes(names, asked, None)
             if missing and (checked is None or asked != getattr(checked, field)):
                 raise InvalidField(field, f"the model has no class {missing[0]!r}")
+        for field in ("zones", "lines"):
+            shapes: list[Zone] | list[Line] = getattr(definition, field) or []
+            known = [] if checked is None else getattr(checked, field) or []
+            for index, shape in enumerate(shapes):
+                missing = missing_classes(names, shape.classes, None)
+                if missing and shape not in known:
+                    raise InvalidField(f"{field}.{index}.classes", f"the model has no class {missing[0]!r}")
 
     def _defaults(self) -> Defaults:
         settings = self._settings

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from server import outcome as outcomes
+from server.analytics.analyst import Analyst
 from server.batching.dispatcher import Dispatcher, Outcome
 from server.batching.scheduler import Policy, Waiting
 from server.inference.protocol import Frame
@@ -102,6 +103,7 @@ class Stream:
         self.changing = asyncio.Lock()
         """Held while settings change or the stream goes: one at a time, and nothing after it has gone."""
         self.closing = False
+        self.analyst = Analyst()
         self.define(definition)
 
     @property
@@ -112,6 +114,7 @@ class Stream:
         """Take settings over; they hold from the next frame that is sent to the engine."""
         defaults = self._house.defaults()
         self.definition = definition
+        self.analyst.define(definition)
         self._limits: dict[int, _Limits] = {}  # by the generation of the model
         self._confidence = definition.confidence if definition.confidence is not None else defaults.confidence
         self._iou = definition.iou if definition.iou is not None else defaults.iou
@@ -252,6 +255,8 @@ class Stream:
             self.id, event, outcome, names=model.names, model=model.name, generation=model.generation,
             sent_at=now.monotonic, sent_unix=now.unix,
         )  # fmt: skip
+        if not failed:
+            self.analyst.observe(message, event.arrived_at)
         self._recent.append(message)
         if not failed:
             spent = message["latency_ms"]
@@ -310,13 +315,17 @@ class Stream:
             last_frame_age_s=self.last_frame_age_s(),
             reconnects=self.reconnects,
             decode_errors=self.decode_errors,
+            tracks=self.analyst.tracks,
+            zone_objects=self.analyst.areas.occupancy(),
+            line_crossings=self.analyst.areas.crossings,
         )
 
     def last_frame_age_s(self) -> float | None:
         return None if self._newest is None else self._house.clock() - self._newest.arrived_at
 
     def tick(self) -> None:
-        """Once a second: samples for the rates."""
+        """Once a second: samples for the rates, and the end of what is not seen because there are no frames."""
+        self.analyst.idle(self._house.clock())
         self._rates.append((self._house.clock(), self.ledger_entries.received, self.ledger_entries.completed))
 
     def rates(self) -> tuple[float | None, float | None]:

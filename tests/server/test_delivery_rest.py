@@ -126,10 +126,22 @@ async def test_what_is_not_json(client: httpx.AsyncClient) -> None:
         check_problem(response, 415, "unsupported_media_type")
 
 
-@pytest.mark.parametrize("body", ['{"url": "x", "zones": [{"a": NaN}]}', '{"url": "x", "zones": [{"a": "\\ud800"}]}'])
-async def test_what_python_takes_for_json_but_is_not(client: httpx.AsyncClient, body: str) -> None:
+@pytest.mark.parametrize("value", ["NaN", '"\\ud800"'])
+async def test_what_python_takes_for_json_but_is_not(client: httpx.AsyncClient, value: str) -> None:
+    body = f'{{"url": "x", "confidence": {value}, "username": {value}}}'
     response = await client.post("/streams", content=body, headers={"content-type": "application/json"})
-    assert check_problem(response, 422, "invalid_field")["errors"][0]["field"] == "zones"
+    fields = {error["field"] for error in check_problem(response, 422, "invalid_field")["errors"]}
+    assert fields == {"confidence", "username"}
+
+
+async def test_a_bad_zone_is_named_to_the_point(client: httpx.AsyncClient) -> None:
+    zone = {"name": "yard", "points": [[0, 0], [0, 1.5], [1, 1]]}
+    response = await client.post("/streams", json={"url": "rtsp://h", "zones": [zone]})
+    problem = check_problem(response, 422, "invalid_field")
+    assert [error["field"] for error in problem["errors"]] == ["zones.0.points.1.1"]
+    zone["points"][1][1] = 1
+    response = await client.post("/streams", json={"url": "rtsp://h", "zones": [zone, zone]})
+    assert [error["field"] for error in check_problem(response, 422, "invalid_field")["errors"]] == ["zones.1.name"]
 
 
 async def test_credentials_never_come_back(

@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from server import store as store_module
+from server.analytics.shapes import Zone
 from server.store import Store, StoreError
 from server.streams import StreamDefinition
 
@@ -30,7 +31,9 @@ def path(tmp_path: Path) -> Path:
 
 async def test_kept_over_a_restart(path: Path) -> None:
     store = Store(path)
-    first = definition("b", password=SECRET, zones=[{"name": "ö", "points": [[1, 2.5]]}], classes=["person"])
+    first = definition(
+        "b", password=SECRET, zones=[Zone(name="ö", points=[[1, 0.5], [0, 1], [0, 0]])], classes=["person"]
+    )
     await store.put(first)
     await store.put(definition("a"))
     await store.put(definition("c"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from server.addresses import MASK, masked_url, split_credentials
+from server.analytics.shapes import Zone
 from server.streams import (
     StreamDefinition,
     StreamPatch,
@@ -148,6 +149,10 @@ def test_passwords_keep_their_blanks() -> None:
     assert reveal(definition)["password"] == "  p  "
 
 
+def _zone(share: float, classes: list[str] | None) -> list[Zone]:
+    return [Zone(name="yard", points=[[0.0, 1.0], [1.0, share / 2], [0.5, 0.0]], classes=classes)]
+
+
 DEFINITIONS = st.builds(
     StreamDefinition,
     url=st.sampled_from(["rtsp://h.example/x", "clips/a.mp4"]),
@@ -158,7 +163,7 @@ DEFINITIONS = st.builds(
     classes=st.none() | st.lists(WORDS, max_size=3),
     class_confidence=st.none() | st.dictionaries(WORDS, st.floats(0, 1), max_size=3),
     loop=st.none() | st.booleans(),
-    zones=st.none() | st.lists(st.dictionaries(WORDS, st.integers() | WORDS, max_size=2), max_size=2),
+    zones=st.none() | st.builds(_zone, st.floats(0, 1), st.none() | st.lists(WORDS, min_size=1, max_size=2)),
 )
 
 
@@ -187,6 +192,13 @@ def test_patches() -> None:
     assert (opened.username, opened.password) == (None, None)
 
 
+def test_a_patch_is_judged_together_with_what_was_there() -> None:
+    shape = {"name": "door", "points": [[0, 0], [1, 0], [1, 1]]}
+    before = StreamDefinition.model_validate({"url": "rtsp://h", "zones": [shape]})
+    with pytest.raises(ValidationError, match=r"lines\.0\.name: 'door' is there already"):
+        before.patched(StreamPatch.model_validate({"lines": [shape | {"points": [[0, 0], [1, 0]]}]}))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -195,8 +207,8 @@ def test_patches() -> None:
         ("transport", "TCP"), ("loop", "yes"), ("loop", 1), ("classes", "person"), ("classes", [1]),
         ("class_confidence", {"person": 2.0}), ("username", "a\nb"), ("username", "\ud800"), ("password", "a\x00b"),
         ("decoder", "gpu"), ("detect_url", "rtsp://u:p@h/x"), ("detect_url", ""), ("detect_url", "a\x00b"),
-        ("zones", [{"a": float("nan")}]), ("zones", [{"a": "\ud800"}]), ("zones", [1]), ("id", "a/b"), ("id", ""),
-        ("id", "x" * 65), ("url", ""), ("url", "  "), ("url", "a\x00b"), ("colour", "red"),
+        ("zones", [{"a": float("nan")}]), ("zones", [{"name": "\ud800"}]), ("zones", [1]), ("lines", [{}]),
+        ("id", "a/b"), ("id", ""), ("id", "x" * 65), ("url", ""), ("url", "  "), ("url", "a\x00b"), ("colour", "red"),
     ],
 )  # fmt: skip
 def test_bad_values(field: str, value: object) -> None:
