@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -92,6 +93,12 @@ async def test_reloads_at_once_go_one_after_the_other() -> None:
 def test_live_settings_are_settings_and_dangerous_ones_are_not_among_them() -> None:
     assert set(ServerSettings.model_fields) >= LIVE
     assert LIVE.isdisjoint({"host", "port", "token", "data", "tls_key", "tls_certificate", "engine", "model"})
+
+
+def test_the_page_lists_what_a_reload_takes_over() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = page.partition("| taken over | for |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) == LIVE
 
 
 async def test_sighup_reloads_and_survives_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
