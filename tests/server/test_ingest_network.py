@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rtsp_script import ScriptedServer, camera, status
 
 from server.ingest import network
 from server.ingest.network import ANYWHERE, Networks, connect, resolve
@@ -80,6 +81,15 @@ def test_nothing_is_sent_to_an_address_that_is_forbidden(url: str) -> None:
         assert caught.value.reason is Reason.FORBIDDEN
         with pytest.raises(TimeoutError):
             listener.accept()
+
+
+def test_a_redirect_of_rtsp_leads_to_permitted_addresses_only() -> None:
+    moved = status("302 Moved", Location="rtsp://169.254.169.254/x")
+    with ScriptedServer(camera({"DESCRIBE": moved})) as server:
+        source = RtspSource(server.url, networks=NO_METADATA, open_timeout_s=2)
+        with pytest.raises(SourceError) as caught:
+            source.open()
+    assert caught.value.reason is Reason.FORBIDDEN
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, rounds: list[list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -31,7 +32,9 @@ from server.ingest.mpegts import TransportStream
 from server.ingest.probing import describe
 from server.ingest.source import AccessUnit, Reason, Source, SourceError
 from server.ingest.sources import sources_for
-from server.ingest.wire import CameraSettings
+from server.ingest.spawn import nursery
+from server.ingest.supervisor import Camera, probe
+from server.ingest.wire import CameraSettings, EventKind, StateChange
 
 pytestmark = pytest.mark.system
 FPS = 25
@@ -422,3 +425,26 @@ def test_no_helper_is_left_behind(clip: Path) -> None:
 
 def helpers_of_this_process() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if any("gst/helper" in part for part in child.cmdline())]
+
+
+async def test_a_camera_process_takes_its_pipeline_with_it(clip: Path) -> None:
+    """Killed, so that nothing can be tidied up."""
+    with pipeline(clip) as url:
+        ready = asyncio.Event()
+        states: list[StateChange] = []
+        camera = Camera(
+            settings(url, backoff_initial_s=30.0), slots=4, on_state=states.append, on_lost=lambda: None,
+            on_events=lambda events: ready.set() if any(e.kind is EventKind.READY for e in events) else None,
+        )  # fmt: skip
+        camera.start(1)
+        await asyncio.wait_for(ready.wait(), 20)
+        assert camera.pid is not None
+        (helper,) = psutil.Process(camera.pid).children()
+        os.kill(camera.pid, signal.SIGKILL)
+        await asyncio.to_thread(helper.wait, 5)
+        assert states[1].client == "gstreamer"
+        found = await probe(settings(url), 10)
+        assert (found.ok, found.codec, found.width) == (True, "h264", 192)
+        await camera.stop(2.0)
+        camera.arena.close()
+        nursery().close()
