@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -124,7 +125,8 @@ def test_the_commands_of_our_images_are_commands_of_ours() -> None:
     assert len(options.stream) == 2
     hosts = {re.match(r"rtsp://([\w-]+):8554/", url)[1] for url in options.stream}  # type: ignore[index]
     assert hosts <= set(COMPOSE["services"])
-    for name in ("server", *hosts):
+    assert importlib.util.find_spec(server["healthcheck"]["test"][-1]) is not None
+    for name in hosts:
         _, python, flag, code = COMPOSE["services"][name]["healthcheck"]["test"]
         assert (python, flag) == ("python", "-c")
         compile(code, name, "exec")
