@@ -42,11 +42,12 @@ class _Coding:
     gop: int
     b_frames: int
     quality: int
+    picture_hash: bool = False
 
     @property
     def key(self) -> str:
         size = f"{self.codec}-{self.width}x{self.height}-{self.fps:g}"
-        return f"{size}-{self.gop}-{self.b_frames}-{self.quality}"
+        return f"{size}-{self.gop}-{self.b_frames}-{self.quality}" + "-hash" * self.picture_hash
 
 
 def make_clip(
@@ -81,9 +82,11 @@ def coded(
     gop: int = 25,
     b_frames: int = 0,
     quality: int = 23,
+    picture_hash: bool = False,
 ) -> Path:
-    """An MP4 file of pictures (height, width, 3) RGB. `content` names what they show, for the cached file's name."""
-    return _cached(content, pictures, _Coding(width, height, fps, codec, gop, b_frames, quality))
+    """An MP4 file of pictures (height, width, 3) RGB. `content` names what they show, for the cached file's name.
+    `picture_hash`: with the MD5 of each decoded picture in an SEI message (H.265 only)."""
+    return _cached(content, pictures, _Coding(width, height, fps, codec, gop, b_frames, quality, picture_hash))
 
 
 def reencode(
@@ -181,7 +184,7 @@ def _encode(path: str, pictures: Iterable[npt.NDArray[np.uint8]], coding: _Codin
     if coding.codec == "h264":
         options["x264-params"] = parameters
     else:
-        options["x265-params"] = parameters + ":log-level=none:pools=1"
+        options["x265-params"] = parameters + f":log-level=none:pools=1:hash={int(coding.picture_hash)}"
     rate = Fraction(coding.fps).limit_denominator(1001)
     with av.open(path, "w", format="mp4") as container:
         stream = container.add_stream(_ENCODER[coding.codec], rate=rate, options=options)

@@ -83,6 +83,7 @@ class StreamSocket:
         """What has come, None if there is nothing. Raises OSError if the connection broke."""
         ancillary: list[tuple[int, int, bytes]] = []
         waited = self.drained
+        begun_at = time.monotonic()
         try:
             if self._tls:
                 data = self._socket.recv(READ_BYTES)
@@ -96,6 +97,7 @@ class StreamSocket:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             self.drained = True
+            self._empty_at = begun_at
             return None
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             data = b""
@@ -109,7 +111,7 @@ class StreamSocket:
             uncertainty = 0.0 if self.drained else spread
         self._read_at = now
         if self.drained:
-            self._empty_at = now
+            self._empty_at = begun_at
         return Chunk(data, arrived_at, unix_offset, uncertainty, spread)
 
     def send(self, data: bytes) -> None:

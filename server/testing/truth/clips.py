@@ -27,11 +27,12 @@ def pattern_clip(
     width: int = WIDTH,
     height: int = HEIGHT,
     quality: int = 26,
+    picture_hash: bool = False,
 ) -> Path:
-    """Path of the clip, made once and kept in the folder for temporary files. `quality`: CRF."""
+    """Path of the clip, made once and kept in the folder for temporary files; see `synthetic.coded`."""
     content = f"pattern-{_VERSION}-{frames}"
     return coded(content, _pictures(width, height, frames, fps), width=width, height=height, fps=fps, codec=codec,
-                 gop=gop, b_frames=b_frames, quality=quality)  # fmt: skip
+                 gop=gop, b_frames=b_frames, quality=quality, picture_hash=picture_hash)  # fmt: skip
 
 
 def _pictures(width: int, height: int, frames: int, fps: float) -> Iterator[npt.NDArray[np.uint8]]:

@@ -48,6 +48,8 @@ def _streams() -> Iterator[tuple[str, Path, Codec]]:
             except FootageMissing:
                 continue
             yield f"{codec} street{suffix}", street, codec
+    hashed = pattern_clip(frames=100, fps=25, codec="hevc", gop=GOP, picture_hash=True)
+    yield "hevc pattern with picture hashes", hashed, "hevc"
 
 
 def _measure(name: str, path: Path, codec: Codec, trials: int, seed: int) -> dict[str, Any]:
