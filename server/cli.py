@@ -132,13 +132,15 @@ def _raise_descriptor_limit() -> None:
 async def _serve(
     settings: ServerSettings, load: Callable[[], ServerSettings], first: First | None, streams: dict[str, str]
 ) -> int:
+    from server.reload import Reloader, ignore_hangup, on_hangup
+
+    ignore_hangup()  # what follows takes a second or two
     from server.delivery.app import create_app
     from server.delivery.ports import ServerError
     from server.delivery.serve import ServeError, serve
     from server.inference.client import Worker
     from server.inference.config import WorkerConfig
     from server.metrics import Metrics
-    from server.reload import Reloader, on_hangup
     from server.runtime import Runtime
     from server.store import Store, StoreError
 

@@ -97,6 +97,12 @@ def shown_settings(settings: ServerSettings) -> dict[str, Any]:
     return shown
 
 
+def ignore_hangup() -> None:
+    """While the server starts: a reload that comes too early must not end it."""
+    if not _at_a_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def on_hangup(reloader: Reloader) -> Iterator[None]:
     """SIGHUP reloads while this is open. In the event loop's thread.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import tempfile
 
@@ -34,5 +35,14 @@ def run(name: str, given: argparse.Namespace) -> None:
         options.append(f"-max_total_time={round(given.minutes * 60)}")
     context = targets.TARGETS[name]()
     check = context.__enter__()  # not left: nothing after Fuzz() runs
-    atheris.Setup([name, *options, str(kept), str(targets.CORPUS / name)], check)
+
+    def kept_if_it_fails(data: bytes) -> None:
+        try:
+            check(data)
+        except BaseException:
+            # libFuzzer writes it too, unless its own alarm ends the process first.
+            (given.findings / f"{name}-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
+            raise
+
+    atheris.Setup([name, *options, str(kept), str(targets.CORPUS / name)], kept_if_it_fails)
     atheris.Fuzz()

@@ -14,7 +14,7 @@ from asgi_client import http_client
 from fake_runtime import FakeRuntime
 
 from server.delivery.app import create_app
-from server.reload import LIVE, Reloader, SettingsRefused, on_hangup, shown_settings
+from server.reload import LIVE, Reloader, SettingsRefused, ignore_hangup, on_hangup, shown_settings
 from server.settings import ServerSettings, SettingsError, load_settings
 
 TOKEN = "t0ken-0123456789"
@@ -126,6 +126,19 @@ async def test_sighup_reloads_and_survives_a_broken_file(tmp_path: Path, monkeyp
         async with asyncio.timeout(10):
             await changed.wait()
     assert house.settings.iou == 0.6
+
+
+def test_a_signal_before_the_server_is_there_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        monkeypatch.setattr("server.reload._at_a_terminal", lambda: True)
+        ignore_hangup()
+        assert signal.getsignal(signal.SIGHUP) is before
+        monkeypatch.setattr("server.reload._at_a_terminal", lambda: False)
+        ignore_hangup()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_a_closed_terminal_keeps_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
