@@ -2,14 +2,14 @@
 
 A real server with cameras over RTSP and files of which no frame may be lost runs for a while with one model, then goes
 through changes to and fro between it, the same under another name, and the same at a larger input, then rests. Told are
-the frames of each phase by what became of them, and the processes, descriptors and memory before and after.
+the frames of each phase by what became of them, and the processes, descriptors and memory before and after. The models
+are small ones that read test patterns: what is measured are the changes. Needs the package `onnx`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -23,9 +23,11 @@ from typing import Any
 from server.bench.processes import BenchError, Server, running_cameras, running_server
 from server.soak.sample import Sample, take
 from server.testing.synthetic import make_clip
-from yolov9.packaged import folder
+from server.testing.truth.model import truth_bundle
 
-_MODEL = "street-t"
+_SIZE = (640, 352)
+_MODELS = {"small": 320, "again": 320, "larger": 480}
+"""Names and input sizes."""
 _LOSES_NOTHING = "file"
 """Begin of the names of streams that are first in, first out."""
 _SETTLE_S = 3.0
@@ -54,9 +56,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """The report. BenchError if the server cannot be had."""
-    clip = make_clip(width=640, height=352, fps=options.fps, frames=int(options.fps * 8), gop=int(options.fps * 2))
-    names = _models(scratch)
-    settings = ["--data", str(scratch / "data"), "--media", str(clip.parent), "--model", _MODEL]
+    clip = make_clip(
+        width=_SIZE[0], height=_SIZE[1], fps=options.fps, frames=int(options.fps * 8), gop=int(options.fps * 2)
+    )
+    incoming = scratch / "data" / "incoming"
+    for name, input_size in _MODELS.items():
+        _write_model(incoming / name, input_size)
+    names = list(_MODELS)
+    settings = ["--data", str(scratch / "data"), "--media", str(clip.parent), "--model", str(incoming / names[0])]
     with (
         running_cameras(options.cameras, clip, options.fps) as cameras,
         running_server(settings, scratch / "server.log") as server,
@@ -64,7 +71,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         pid = server.pid
         assert pid is not None, "it is ours"
         for name in names[1:]:
-            server.ask("POST", "/models", {"path": str(scratch / "data" / "incoming" / name)})
+            server.ask("POST", "/models", {"path": str(incoming / name)})
         for stream, url in cameras.urls.items():
             server.ask("POST", "/streams", {"id": stream, "url": url})
         for number in range(options.files):
@@ -147,16 +154,10 @@ def _faults(phases: dict[str, dict[str, dict[str, int]]], before: Sample, after:
             yield f"{name}: {before.series()[name]:g} before, {after.series()[name]:g} after"
 
 
-def _models(scratch: Path) -> list[str]:
-    """The packaged model, the same under another name, and the same for a larger input: bundles to be registered."""
-    for name, size in (("again", None), ("larger", 480)):
-        copy = scratch / "data" / "incoming" / name
-        shutil.copytree(folder() / _MODEL, copy)
-        manifest = json.loads((copy / "model.json").read_text())
-        manifest["name"] = name
-        manifest["input_size"] = size or manifest["input_size"]
-        (copy / "model.json").write_text(json.dumps(manifest))
-    return [_MODEL, "again", "larger"]
+def _write_model(path: Path, input_size: int) -> None:
+    truth_bundle(path, *_SIZE, input_size)
+    manifest = json.loads((path / "model.json").read_text())
+    (path / "model.json").write_text(json.dumps(manifest | {"name": path.name}))
 
 
 def _wait_for_all(server: Server) -> None:

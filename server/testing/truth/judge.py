@@ -20,6 +20,8 @@ from server.testing.truth.senders import Sent
 _CLOCK_HZ = 90_000
 INTERRUPTED = 0.1
 """Share of frames in which a busy machine may come between a frame and the clock, where the kernel does not read it."""
+TOLERANCE_S = 0.02
+"""What a stated latency may be off."""
 _PTS_S = 0.001
 _ROUNDING_S = 0.001
 """Wall-clock times of results have milliseconds, cut off."""
@@ -67,7 +69,7 @@ class Verdict:
         process that has to be scheduled first."""
         return INTERRUPTED * self.inexact
 
-    def faults(self, tolerance_s: float = 0.02) -> list[str]:
+    def faults(self, tolerance_s: float = TOLERANCE_S) -> list[str]:
         """What is not as it should be, one sentence each; empty if all is well."""
         found = list(self.wrong)
         if self.torn:
