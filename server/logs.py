@@ -33,7 +33,7 @@ _RESERVED = frozenset({"time", "level", "logger", "message", "exception", "proce
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 _MASK = "***"
 _SECRETS = (
-    (re.compile(r"(?<=://)[^\s/@\"'<>]*:[^\s\"'<>]*@(?=[^\s/@])"), f"{_MASK}@"),
+    (re.compile(r"(?<=://)[^\s/@:\"'<>]{0,256}:[^\s\"'<>]{0,1024}@(?=[^\s/@])"), f"{_MASK}@"),
     (re.compile(r"(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest)\s+).+", re.I), rf"\1{_MASK}"),
     (re.compile(r"((?:\b|_)(?:token|password|passwd|pwd|secret)[\"']?\s*[:=]\s*)(?!None\b|null\b|\d+\b)[\"']?[^\s\"',;&}]+",
                 re.I), rf"\1{_MASK}"),
