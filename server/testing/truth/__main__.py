@@ -133,12 +133,12 @@ def _compare(options: argparse.Namespace, report: dict[str, Any]) -> bool:
 
 def _flips(options: argparse.Namespace, report: dict[str, Any]) -> bool:
     report["flips"] = rows = flips()
-    print("| stream | frames hit | noticed and dropped | shown, unchanged | shown, changed | share noticed |"
-          "\n|---|---|---|---|---|---|")  # fmt: skip
+    print("| stream | damage | frames hit | noticed and dropped | shown, unchanged | shown, changed | share noticed |"
+          "\n|---|---|---|---|---|---|---|")  # fmt: skip
     for row in rows:
         print(
-            f"| {row['stream']} | {row['hit']} | {row['noticed']} | {row['harmless']} | {row['missed']} "
-            f"| {row['rate']:.1%} |"
+            f"| {row['stream']} | {row['damage']} | {row['hit']} | {row['noticed']} | {row['harmless']} "
+            f"| {row['missed']} | {row['rate']:.1%} |"
         )
     return True
 

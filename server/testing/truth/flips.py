@@ -26,15 +26,19 @@ from server.testing.truth.clips import pattern_clip
 GOP = 25
 _SPARED_BYTES = 3
 """NAL headers and the first flags of the slice stay whole, as in `server.testing.faults`."""
+ONE_BIT, FOUR_BYTES = "1 bit", "4 bytes of a packet"
+DAMAGES = (ONE_BIT, FOUR_BYTES)
+_BYTES = 4
+_PACKET_BYTES = 1400
 _VISIBLE = 3.0
 """Grey levels: a picture counts as changed if the mean of any 16x16 block is off by more than this."""
 Picture = npt.NDArray[np.uint8]
 _CODECS: tuple[Codec, ...] = ("h264", "hevc")
 
 
-def flips(trials: int = 300, seed: int = 0) -> list[dict[str, Any]]:
-    """For each stream: one bit flipped in so many frames, one at a time, and what became of the frame."""
-    return [_measure(name, path, codec, trials, seed) for name, path, codec in _streams()]
+def flips(trials: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+    """For each stream and each damage: so many frames damaged, one at a time, and what became of the frame."""
+    return [measure(name, path, codec, damage, trials, seed) for name, path, codec in _streams() for damage in DAMAGES]
 
 
 def _streams() -> Iterator[tuple[str, Path, Codec]]:
@@ -52,7 +56,7 @@ def _streams() -> Iterator[tuple[str, Path, Codec]]:
     yield "hevc pattern with picture hashes", hashed, "hevc"
 
 
-def _measure(name: str, path: Path, codec: Codec, trials: int, seed: int) -> dict[str, Any]:
+def measure(name: str, path: Path, codec: Codec, damage: str, trials: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     info, units = read_units(path, codec)
     clean = _decode(info, units)
@@ -62,7 +66,9 @@ def _measure(name: str, path: Path, codec: Codec, trials: int, seed: int) -> dic
         # From the keyframe before, through the frame that is hit: what follows is judged by the same rules.
         start = max(index for index in range(hit + 1) if units[index].keyframe)
         end = next((index for index in range(hit + 1, len(units)) if units[index].keyframe), len(units))
-        shown = _decode(info, [*units[start:hit], flipped(units[hit], codec, rng), *units[hit + 1 : end]], start)
+        shown = _decode(
+            info, [*units[start:hit], damaged(units[hit], codec, damage, rng), *units[hit + 1 : end]], start
+        )
         if hit not in shown:
             noticed += 1
         elif changed(shown[hit], clean[hit]):
@@ -70,7 +76,7 @@ def _measure(name: str, path: Path, codec: Codec, trials: int, seed: int) -> dic
         else:
             harmless += 1
     return {
-        "stream": name, "hit": trials, "noticed": noticed, "harmless": harmless, "missed": missed,
+        "stream": name, "damage": damage, "hit": trials, "noticed": noticed, "harmless": harmless, "missed": missed,
         "rate": noticed / max(1, noticed + missed),
     }  # fmt: skip
 
@@ -91,10 +97,16 @@ def read_units(path: Path, codec: Codec) -> tuple[StreamInfo, list[AccessUnit]]:
     return StreamInfo(codec), units
 
 
-def flipped(unit: AccessUnit, codec: Codec, rng: random.Random) -> AccessUnit:
-    """The unit with one bit of its slices' data flipped."""
+def damaged(unit: AccessUnit, codec: Codec, damage: str, rng: random.Random) -> AccessUnit:
+    """The unit with one bit of its slices' data flipped, or with some bytes of one packet overwritten."""
     data = bytearray(unit.data)
-    data[rng.randrange(_slice_data(unit.data, codec), len(data))] ^= 1 << rng.randrange(8)
+    first = min(_slice_data(unit.data, codec), len(data) - 1)
+    if damage == ONE_BIT:
+        data[rng.randrange(first, len(data))] ^= 1 << rng.randrange(8)
+        return replace(unit, data=bytes(data))
+    start = rng.randrange(first, len(data))
+    for _ in range(_BYTES):
+        data[rng.randrange(start, min(start + _PACKET_BYTES, len(data)))] ^= rng.randrange(1, 256)
     return replace(unit, data=bytes(data))
 
 
