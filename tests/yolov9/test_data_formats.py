@@ -13,6 +13,7 @@ from drawn_data import CATEGORY_IDS, NAMES, picture, truth, voc_xml, write_coco,
 from PIL import Image
 
 from yolov9.data import DataError, find_source, open_dataset
+from yolov9.data.files import pictures
 
 WRITERS = {"yolo": write_yolo, "coco": write_coco, "voc": write_voc}
 SIZE = (100, 50)
@@ -631,3 +632,41 @@ def test_real_data_sets(name, split, images, boxes, classes):
         assert (item.boxes >= 0).all()
         assert (item.boxes[:, 2:] <= (item.width, item.height)).all()
         assert (item.boxes[:, 2:] > item.boxes[:, :2]).all()
+
+
+def test_a_folder_that_goes_while_it_is_read_is_left_out(tmp_path, monkeypatch):
+    """Found by fuzzing: `train: /` ended at the first process that had ended meanwhile."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        picture(SIZE, []).save(tmp_path / name / "x.png")
+    real = os.stat
+
+    def stat(path, **options):
+        if str(path).endswith("/a"):
+            raise FileNotFoundError(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert [p.parent.name for p in pictures(tmp_path)] == ["b"]
+
+
+@pytest.mark.parametrize("entry", ["x" * 300, "~nobody-of-this-name/images", "a\0b"])
+def test_names_that_no_file_system_takes_are_missing_and_no_crash(tmp_path, entry):
+    (tmp_path / "data.yaml").write_text(f"val: {json.dumps(entry)}\nnames: [a]\n")
+    with pytest.raises(DataError, match="no such folder"):
+        open_dataset(tmp_path / "data.yaml", "val")
+
+
+def test_a_data_yaml_that_is_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: " + "[" * 5000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        open_dataset(tmp_path / "data.yaml")
+
+
+def test_numbers_beyond_any_picture_are_left_out(tmp_path):
+    data = open_dataset(
+        make_yolo(tmp_path, "0 0.5 0.5 0.2 1e300\n0 1e300 0 1e300 1 0 1\n0 0.5 0.5 0.2 0.2\n"), "val", polygons=True
+    )
+    assert len(data.items[0].boxes) == 1
+    assert np.isfinite(data.items[0].areas).all()
+    assert [kind for kind, *_ in problems(data)] == ["not a number"] * 2

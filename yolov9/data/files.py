@@ -27,7 +27,11 @@ def with_suffixes(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     entered: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        state = os.stat(root)
+        try:
+            state = os.stat(root)
+        except OSError:  # gone meanwhile, or not ours to look at: like an empty one
+            folders.clear()
+            continue
         if (state.st_dev, state.st_ino) in entered:
             folders.clear()
             continue
