@@ -79,9 +79,9 @@ class Sessions:
             return None
         return session.key
 
-    def end(self, secret: str) -> None:
-        """Log out. Nothing happens if there is no such session."""
-        self._forget(digest(secret))
+    def end(self, secret: str) -> bool:
+        """Log out. False if there is no such session: then nothing need be saved, whoever asks how often."""
+        return self._forget(digest(secret))
 
     def save(self) -> None:
         """Blocks. What cannot be written is only logged: the sessions hold until the server ends."""
@@ -92,9 +92,9 @@ class Sessions:
         except OSError as error:
             log.warning("%s: %s; browsers must log in again after a restart", self._path, error.strerror)
 
-    def _forget(self, sha256: str) -> None:
-        self._sessions.pop(sha256, None)
+    def _forget(self, sha256: str) -> bool:
         self._volatile.discard(sha256)
+        return self._sessions.pop(sha256, None) is not None
 
     def _load(self) -> list[Session]:
         try:

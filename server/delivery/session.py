@@ -82,8 +82,7 @@ async def log_out(request: Request, context: InContext) -> Response:
     """The cookie is worth nothing from now on."""
     response = Response(status_code=204)
     session = session_of(request.headers)
-    if session is not None:
-        context.access.sessions.end(session)
+    if session is not None and context.access.sessions.end(session):
         await asyncio.to_thread(context.access.sessions.save)
     response.delete_cookie(COOKIE, secure=_over_tls(request), httponly=True, samesite="strict")
     return response

@@ -208,8 +208,9 @@ def test_sessions_are_bounded_and_end(tmp_path: Path) -> None:
     assert len(sessions) == MAX_SESSIONS
     assert sessions.key(ids[0]) is None
     assert sessions.key(ids[1]) == "0" * 64
-    sessions.end(ids[1])
-    sessions.end("never there")
+    assert sessions.end(ids[1])
+    assert not sessions.end(ids[1])
+    assert not sessions.end("never there")
     assert sessions.key(ids[1]) is None
     now[0] = LIFETIME_S
     assert sessions.key(ids[2]) is None
