@@ -39,6 +39,8 @@ from server.ingest.source import AccessUnit, Reason, SourceError, StreamInfo
 TICK_S = 0.5
 _WAITED_S = 0.002
 """A packet that takes longer had not come yet."""
+_BACKLOG = 1 << 20
+"""More frames than can wait in libavformat."""
 _DEFAULT_FPS = 25.0
 """Of raw streams without time stamps."""
 _OPEN_SHARE = 0.6
@@ -47,6 +49,8 @@ _HELD_FRAMES = {"mpegts": 2, "flv": 0, "live_flv": 0, "video4linux2,v4l2": 0}
 """So many frames have to begin after one before it comes out of a live container; 1 if not listed."""
 _ANNEXB_FILTERS = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
 _RTP_LOSS = re.compile(r"RTP: missed (-?\d+) packets")
+_NEXT_MAY_DO = (Reason.PROTOCOL, Reason.REFUSED, Reason.UNREACHABLE)
+"""Another transport, or another address of the host."""
 _NO_TIMESTAMPS = int(Flags.no_timestamps.value)  # type: ignore[call-overload]
 
 
@@ -162,7 +166,7 @@ class LibavSource:
                 return self._try_open(opening), opening
             except SourceError as error:
                 refused = error
-                if error.reason is not Reason.PROTOCOL:
+                if error.reason not in _NEXT_MAY_DO:
                     break
         assert refused is not None
         raise refused
@@ -173,10 +177,12 @@ class LibavSource:
         tick = TICK_S if self._input.survives_silence else self._read_timeout_s
         with av.logging.Capture() as lines:
             try:
-                return av.open(
+                container = av.open(
                     opening.file, "r", opening.format, dict(opening.options), timeout=(limit, tick),
                     io_open=opening.io_open,
                 )  # fmt: skip
+                self._lost = _missed(lines)
+                return container
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 late = time.monotonic() - begun >= limit
                 raise opening_error(error, lines, timed_out=late, network=self._input.network) from None
@@ -216,8 +222,8 @@ class LibavSource:
         assert self._container is not None
         packets = self._container.demux()
         heard_at = time.monotonic()
-        self._suspects = 0
-        self._lost = 0
+        # What came while it was opened waits in libavformat, and any of it may be what a loss has damaged.
+        self._suspects = _BACKLOG if self._lost else 0
         while True:
             self._input.allow_until(heard_at + self._read_timeout_s, self._stalled())
             asked_at = time.monotonic()
@@ -225,6 +231,7 @@ class LibavSource:
                 try:
                     packet = next(packets, None)
                 except av.error.ExitError:
+                    self._note_losses(None, lines)
                     packets = self._after_silence(heard_at)
                     yield None
                     continue
@@ -234,6 +241,7 @@ class LibavSource:
                     raise reading_error(error, network=self._input.network) from None
             if time.monotonic() - asked_at > _WAITED_S:
                 self._since = self._given_at
+                self._suspects = min(self._suspects, 2)
             if packet is None:
                 return
             self._note_losses(packet, lines)
@@ -247,11 +255,11 @@ class LibavSource:
                 yield from self._filter.filter(packet)
             heard_at = time.monotonic()  # here, so that a frame that was not due yet is no silence
 
-    def _note_losses(self, packet: av.Packet[Any], lines: Lines) -> None:
-        lost = self._input.take_lost()
-        lost += sum(abs(int(match[1])) for _, _, text in lines if (match := _RTP_LOSS.search(text)))
+    def _note_losses(self, packet: av.Packet[Any] | None, lines: Lines) -> None:
+        lost = self._input.take_lost() + _missed(lines)
         self._lost += lost
-        if lost or (packet.is_corrupt and packet.stream_index == self._stream.index):
+        corrupt = packet is not None and packet.is_corrupt and packet.stream_index == self._stream.index
+        if (lost or corrupt) and self._suspects < 2:
             self._suspects = 2  # this one, and the one that was being received
 
     def _after_silence(self, heard_at: float) -> Iterator[av.Packet[Any]]:
@@ -295,6 +303,11 @@ class LibavSource:
             arrival_uncertainty_s=held_s,
             discontinuity=discontinuity,
         )
+
+
+def _missed(lines: Lines) -> int:
+    """RTP packets that libavformat says are lost."""
+    return sum(abs(int(match[1])) for _, _, text in lines if (match := _RTP_LOSS.search(text)))
 
 
 class _Timeline:

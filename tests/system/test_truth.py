@@ -3,13 +3,22 @@ the one that it claims to be, its picture is whole, and its latency and its capt
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from server.ingest.decoder import Decoder, Shown
+from server.ingest.libav import LibavSource
+from server.testing.camera import Camera, Mount
 from server.testing.processes import gst_missing
-from server.testing.truth.cases import Case, Outcome, run
+from server.testing.truth.cases import FPS, Case, Outcome, run
+from server.testing.truth.clips import pattern_clip
+from server.testing.truth.pattern import read
 from server.testing.truth.rig import running_rig
 
 pytestmark = pytest.mark.system
@@ -51,3 +60,27 @@ def test_results_are_true(outcomes: dict[str, Outcome], case: Case) -> None:
             assert stated == 0, "there is nothing that a capture time could be known by"
         case Case(sender="own"):
             assert stated == verdict.results
+
+
+def test_losses_while_libavformat_opens_damage_what_it_keeps() -> None:
+    """It opens a stream by reading of it, and says of losses then only that there are some."""
+    mount = Mount(pattern_clip(frames=50, fps=FPS, codec="hevc", gop=50), start_at_keyframe=True)
+    with Camera({"/live": mount}) as camera:
+
+        def lose_the_third_frames_first_packet() -> None:
+            while camera.frames_sent("/live") < 2:
+                time.sleep(0.005)
+            mount.faults.lose_next = 1
+
+        losing = threading.Thread(target=lose_the_third_frames_first_packet)
+        losing.start()
+        source = LibavSource(camera.url("/live"), transport="udp")
+        info = source.open()
+        losing.join()
+        units = list(itertools.islice((unit for unit in source.units() if unit is not None), 15))
+        source.close()
+    assert sum(unit.lost_packets for unit in units) == 1
+    decoder = Decoder(info)
+    verdicts = [verdict for seq, unit in enumerate(units) for verdict in decoder.decode(seq, unit)]
+    shown = [verdict.frame for verdict in verdicts if isinstance(verdict, Shown)]
+    assert [read(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in shown].count(None) == 0
