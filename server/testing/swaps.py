@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """The report. BenchError if the server cannot be had."""
-    clip = make_clip(
-        width=_SIZE[0], height=_SIZE[1], fps=options.fps, frames=int(options.fps * 8), gop=int(options.fps * 2)
-    )
+    width, height = _SIZE
+    frames, gop = int(options.fps * 8), int(options.fps * 2)
+    clip = make_clip(width=width, height=height, fps=options.fps, frames=frames, gop=gop)
     incoming = scratch / "data" / "incoming"
     for name, input_size in _MODELS.items():
         _write_model(incoming / name, input_size)
