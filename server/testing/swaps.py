@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from server.bench.processes import BenchError, Server, running_cameras, running_server
-from server.soak.sample import Sample, take
+from server.soak.sample import KINDS, Sample, take
 from server.testing.synthetic import make_clip
 from server.testing.truth.model import truth_bundle
 
@@ -82,11 +82,14 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         time.sleep(_SETTLE_S)
         before, began = take(pid, 0.0), ledgers(server)
         taken: list[float] = []
+        memory: list[dict[str, float]] = []
         rest_s = 1.5 * options.swaps
         time.sleep(rest_s)
         rested = ledgers(server)
         for number in range(options.swaps):
             taken += change_models(server, [names[(number + 1) % len(names)]])
+            if (number + 1) % len(names) == 0:  # the first one is back
+                memory.append(take(pid, taken[-1]).series())
         swapped = ledgers(server)
         change_models(server, [names[0]])
         time.sleep(_SETTLE_S)
@@ -96,6 +99,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {
         "engine": model, "swaps": options.swaps, "rest_s": rest_s, "frames": phases,
         "seconds": {"median": round(statistics.median(taken), 2), "most": round(max(taken), 2)},
+        "memory_mb": {name: [round(one[name] / 1e6, 1) for one in memory] for name in KINDS},
         "before": before.series(), "after": after.series(), "faults": list(_faults(phases, before, after)),
     }  # fmt: skip
 

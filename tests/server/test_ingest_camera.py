@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ingest_harness import PATIENCE_S, FakeSource, Harness, fixed
+from ingest_harness import INPUT_SIZE, PATIENCE_S, FakeSource, Harness, fixed
 from ingest_streams import encoded, picture
 from PIL import Image
 
@@ -244,6 +244,25 @@ def test_heartbeats_go_on_while_a_file_waits_for_a_slot() -> None:
     harness.until(lambda: len(harness.ready()) == 1)
     before = harness.counts()["HEARTBEAT"]
     harness.until(lambda: harness.counts()["HEARTBEAT"] >= before + 2)
+    harness.stop()
+
+
+def test_another_input_size_holds_from_the_next_frame_on_without_a_new_connection() -> None:
+    source = FakeSource(LIVE, units(60), gap_s=0.02)
+    harness = Harness(fixed(source))
+    harness.until(lambda: len(harness.ready()) >= 3)
+    harness.apply(input_size=INPUT_SIZE // 2)
+    harness.until(lambda: harness.events[-1].kind is EventKind.HEARTBEAT and len(harness.ready()) >= 10)
+    sizes = [max(event.input_width, event.input_height) for event in harness.ready()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {INPUT_SIZE, INPUT_SIZE // 2}
+    told = [event.input_width for event in harness.events if event.kind is EventKind.HEARTBEAT]
+    assert (told[0], told[-1]) == (INPUT_SIZE, INPUT_SIZE // 2)
+    changed = next(n for n, event in enumerate(harness.events)
+                   if event.kind is EventKind.HEARTBEAT and event.input_width == INPUT_SIZE // 2)  # fmt: skip
+    behind = [event for event in harness.events[changed:] if event.kind is EventKind.READY]
+    assert {event.input_width for event in behind} <= {INPUT_SIZE // 2}, "the heartbeat's word holds"
+    assert source.closed == 0
     harness.stop()
 
 

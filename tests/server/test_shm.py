@@ -51,3 +51,18 @@ def test_closing_twice_and_with_a_view_alive_is_safe() -> None:
     arena.close()
     view[...] = 1
     assert view.sum() == 32 * 32 * 3
+
+
+def test_pages_that_no_frame_needs_any_more_are_given_back_and_the_others_stay() -> None:
+    large, small = slot_bytes(640), slot_bytes(64)
+    arena = Arena.create("test", 2, large)
+    assert os.fstat(arena.fd).st_blocks == 0, "nothing is taken before it is written"
+    arena.image(1, 640, 640)[...] = 7
+    assert os.fstat(arena.fd).st_blocks * 512 >= large
+    arena.trim(small)
+    assert os.fstat(arena.fd).st_blocks * 512 == small
+    assert (arena.image(1, 64, 64) == 7).all()
+    assert os.fstat(arena.fd).st_size == 2 * large
+    arena.trim(large)
+    arena.close()
+    arena.trim(small)

@@ -146,6 +146,23 @@ def test_damaged_file(path: Path) -> None:
         Store(path)
 
 
+async def test_a_file_of_the_first_release_keeps_its_streams_and_learns_to_remember(path: Path) -> None:
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE streams (id TEXT PRIMARY KEY, definition TEXT NOT NULL)")
+    connection.execute('INSERT INTO streams VALUES (\'door\', \'{"id": "door", "url": "rtsp://h/1"}\')')
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    store = Store(path)
+    assert [definition.id for definition in await store.load()] == ["door"]
+    assert await store.recall("model") is None
+    await store.remember("model", "a")
+    await store.remember("model", "b")
+    assert await store.recall("model") == "b"
+    await store.close()
+
+
 def test_a_newer_release_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     connection = sqlite3.connect(path)
