@@ -82,4 +82,46 @@ class State(TypedDict):
     retry_in_s: NotRequired[float]
 
 
-Message = Result | Gap | State
+EventKind = Literal["new", "update", "end", "zone_enter", "zone_leave", "dwell", "line_cross"]
+
+TrackEvent = TypedDict(
+    "TrackEvent",
+    {
+        "id": str,
+        "stream": str,
+        "track_id": int,
+        "class": str,
+        "state": Literal["active", "ended"],
+        "first_seen": str,
+        "last_seen": str,
+        "confidence": float,  # the highest
+        "box": list[float],  # in the best frame: x1, y1, x2, y2 in pixels of the source
+        "seq": int,  # the best frame's
+        "width": int,
+        "height": int,
+        "zones": list[str],  # all that it has been in, in order
+        "lines": list[str],  # all that it has crossed, in order
+        "snapshot": bool,  # there is a picture of the best frame
+    },
+)
+"""The life of one object in front of one camera. Times are RFC 3339 in UTC. `id` sorts by the time of its beginning."""
+
+
+class EventMessage(TypedDict):
+    """Something happened to an object."""
+
+    type: Literal["event"]
+    id: int
+    """Number of the message, rising over all streams and restarts: the cursor of those who must miss none."""
+    stream: str
+    kind: EventKind
+    at: str
+    name: str | None
+    """Of the zone or line."""
+    direction: Literal["in", "out"] | None
+    seconds: float | None
+    """How long it stayed in the zone (zone_leave, dwell)."""
+    event: TrackEvent
+
+
+Message = Result | Gap | State | EventMessage

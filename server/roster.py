@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pydantic import ValidationError
 
 from server import media
+from server.analytics.journal import Journal
 from server.analytics.shapes import Line, Zone
 from server.delivery.hub import Hub
 from server.delivery.ports import InvalidField, NoCapacity, StreamExists, StreamNotFound
@@ -53,6 +54,7 @@ class Roster:
         engine: EngineRoom,
         *,
         hub: Hub,
+        journal: Journal,
         metrics: Metrics,
         make_camera: Callable[..., Camera],
         clock: Callable[[], float],
@@ -65,7 +67,9 @@ class Roster:
         self._metrics = metrics
         self._make_camera = make_camera
         self._clock = clock
-        self._house = House(engine.dispatcher, hub, metrics, lambda: engine.model, self._defaults, clock, wall_clock)
+        self._house = House(
+            engine.dispatcher, hub, journal, metrics, lambda: engine.model, self._defaults, clock, wall_clock
+        )
         self._adding: set[str] = set()
         self.streams: dict[str, Stream] = {}
 
@@ -159,7 +163,7 @@ class Roster:
     async def _drain(self, stream: Stream) -> None:
         async with stream.changing:
             if stream.id in self.streams:
-                await self._close(stream, _DRAIN_S / 2)
+                await self._close(stream, _DRAIN_S / 2, removed=False)
 
     @staticmethod
     def _missing(stream_id: str) -> StreamNotFound:
@@ -246,8 +250,11 @@ class Roster:
         stream.camera.start(1)
         return stream
 
-    async def _close(self, stream: Stream, drain_s: float = 0.0) -> None:
-        """Stop the camera, give its frames `drain_s` to be answered, take the waiting ones back, close the ledger."""
+    async def _close(self, stream: Stream, drain_s: float = 0.0, *, removed: bool = True) -> None:
+        """Stop the camera, give its frames `drain_s` to be answered, take the waiting ones back, close the ledger.
+
+        Not `removed`: subscribers are not told that it was, since the server ends and tells them so.
+        """
         await stream.camera.stop(_DRAIN_S / 2)
         if drain_s and self._engine.live.worker.ready:
             await stream.emptied(drain_s)
@@ -255,11 +262,13 @@ class Roster:
         self._engine.dispatcher.remove(stream.id)
         await stream.emptied(_IN_ENGINE_S)
         stream.ledger_entries.drop_all("inference", "stopped")
+        stream.end_tracks()
         self._engine.detach(stream.arena)
         stream.camera.arena.close()
         self.streams.pop(stream.id, None)
         self._metrics.forget(stream.id)
-        self._hub.close_stream(stream.id)
+        if removed:
+            self._hub.close_stream(stream.id)
         log.info("stream=%s closed ledger=%s", stream.id, stream.ledger_entries.snapshot(), extra={"stream": stream.id})
 
     def _camera_settings(self, definition: StreamDefinition, address: str) -> CameraSettings:

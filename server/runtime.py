@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from server.analytics.event_store import EventStore
+from server.analytics.journal import Journal
 from server.checks import Check, StoreWatch
 from server.delivery.hub import Hub
 from server.delivery.ports import NoPicture
@@ -62,6 +64,14 @@ class Runtime:
         self._requests = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.hub = Hub(settings.websocket_queue_messages, settings.websocket_queue_bytes, metrics=metrics, clock=clock)
+        self.journal = Journal(
+            EventStore(
+                settings.data / "events.sqlite", metrics=metrics, max_age_s=settings.events_days * 86_400,
+                max_bytes=settings.events_max_mb << 20, wall_clock=wall_clock,
+            ),
+            Hub(settings.websocket_queue_messages, settings.websocket_queue_bytes, metrics=metrics, clock=clock),
+            metrics,
+        )  # fmt: skip
         name = model_name or bundle.name
         self.engine = EngineRoom(settings, bundle, name, metrics=metrics, make_worker=worker_factory, clock=clock)
         max_bytes = settings.model_max_mb << 20
@@ -73,7 +83,7 @@ class Runtime:
         """Start the worker and the streams of the store; returns without waiting for either."""
         self.engine.start()
         self.roster = Roster(
-            self._settings, self._store, self.engine, hub=self.hub, metrics=self.metrics,
+            self._settings, self._store, self.engine, hub=self.hub, journal=self.journal, metrics=self.metrics,
             make_camera=self._make_camera, clock=self._clock, wall_clock=self._wall_clock,
         )  # fmt: skip
         self.swapper = Swapper(
@@ -85,6 +95,10 @@ class Runtime:
         self._spawn(self._tick())
         self._spawn(self._store_watch.run())
 
+    async def drain(self) -> None:
+        """The first half of `stop`: no new frames, and what is in the house is answered to whoever still listens."""
+        await self.roster.drain()
+
     async def stop(self) -> None:
         """No new frames; what is in the house is answered, within the drain time; ledgers are closed and logged."""
         for task in self._tasks:
@@ -92,6 +106,7 @@ class Runtime:
         await self.swapper.stop()
         await self.roster.drain()
         await self.engine.stop()
+        await self.journal.close()
         await self._store.close()
 
     def reconfigure(self, names: frozenset[str]) -> None:

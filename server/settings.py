@@ -133,6 +133,10 @@ class ServerSettings(BaseSettings):
         default_factory=list,
         description="Bundles below these folders may be registered (POST /models). In the environment: by colons.",
     )
+    events_days: float = Field(14.0, gt=0, le=3650, description="Events and their pictures are kept so many days.")
+    events_max_mb: int = Field(
+        1024, ge=1, le=1_000_000, description="Largest size of the data base of events; the oldest go first."
+    )
     model_max_mb: int = Field(
         1024, ge=1, le=16_384, description="Largest model bundle that is registered, megabytes (2^20 bytes), unpacked."
     )

@@ -22,7 +22,7 @@ from server.batching.dispatcher import Dispatcher, Outcome
 from server.batching.scheduler import Policy, Waiting
 from server.inference.protocol import Frame
 from server.ingest.clocks import instant
-from server.ingest.wire import DecodeErrorKind, DropReason, Event, EventKind, StateChange
+from server.ingest.wire import DecodeErrorKind, DropReason, EncodeRequest, Event, EventKind, StateChange
 from server.ledger import Ledger
 from server.metrics import StreamCounters
 from server.models.model import Model, class_thresholds, missing_classes
@@ -31,6 +31,7 @@ from server.streams import LedgerView, StreamDefinition, StreamStatus
 from yolov9.geometry import input_shape
 
 if TYPE_CHECKING:
+    from server.analytics.journal import Journal
     from server.delivery.hub import Hub
     from server.ingest.supervisor import Camera
     from server.metrics import Metrics
@@ -68,6 +69,7 @@ class House:
 
     dispatcher: Dispatcher
     hub: Hub
+    journal: Journal
     metrics: Metrics
     model: Callable[[], Model]
     defaults: Callable[[], Defaults]
@@ -256,7 +258,8 @@ class Stream:
             sent_at=now.monotonic, sent_unix=now.unix,
         )  # fmt: skip
         if not failed:
-            self.analyst.observe(message, event.arrived_at)
+            observation = self.analyst.observe(message, event.arrived_at)
+            house.journal.observe(self.id, message, event.received_unix, observation, self._encode)
         self._recent.append(message)
         if not failed:
             spent = message["latency_ms"]
@@ -267,6 +270,9 @@ class Stream:
             )  # fmt: skip
             house.metrics.count_detections(self.id, [d["class"] for d in message["detections"]])
         house.hub.publish(message)
+
+    async def _encode(self, request: EncodeRequest) -> bytes:
+        return await self.camera.encode(request)
 
     def _release(self, seq: int) -> Event:
         event = self._held.pop(seq)
@@ -281,6 +287,10 @@ class Stream:
         except TimeoutError:
             return False
         return True
+
+    def end_tracks(self) -> None:
+        """The stream goes, and what it saw goes out of sight."""
+        self._house.journal.close_stream(self.id, self.analyst, self._house.clock(), self._house.wall_clock())
 
     # For delivery.
 
@@ -325,7 +335,7 @@ class Stream:
 
     def tick(self) -> None:
         """Once a second: samples for the rates, and the end of what is not seen because there are no frames."""
-        self.analyst.idle(self._house.clock())
+        self._house.journal.idle(self.id, self.analyst, self._house.clock(), self._house.wall_clock())
         self._rates.append((self._house.clock(), self.ledger_entries.received, self.ledger_entries.completed))
 
     def rates(self) -> tuple[float | None, float | None]:

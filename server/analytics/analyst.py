@@ -101,6 +101,10 @@ class Analyst:
         ended = self._tracker.expire(time)
         return Observation(time, [], [], [self._end(track_id) for track_id in ended]) if ended else None
 
+    def time_at(self, now: float) -> float:
+        """The tracker's time at `now` (monotonic seconds), without a frame."""
+        return self._clock.without_frames(now)
+
     def close(self) -> list[Ended]:
         """The stream goes: all tracks end."""
         return self._forget()

@@ -12,6 +12,7 @@ from server.delivery import (
     detections,
     docs,
     documented,
+    events,
     health,
     models,
     permissions,
@@ -33,7 +34,9 @@ _DESCRIPTION = """Cameras in, detections out.
 
 Detections are pushed over WebSocket at `/detections` (all streams) and `/streams/{id}/detections`, one JSON message a
 frame: `result`, `gap` (messages that a slow client missed) and `state`. Query: `stream`, `class`, `min_confidence`,
-`zone`. The same as Server-Sent Events at `/detections/sse`. Errors are RFC 9457 problems with a stable `code`.
+`zone`. The same as Server-Sent Events at `/detections/sse`. What happens to followed objects is pushed at `/events`,
+one message of type `event` each; query: `stream`, `class`, `kind`, `zone`. Errors are RFC 9457 problems with a stable
+`code`.
 """
 
 
@@ -50,7 +53,7 @@ def create_app(runtime: RuntimePort, settings: ServerSettings, reloader: Reloade
     problems.install(app)
     documented.install_openapi(app, token=not access.open)
     # detections last: it catches unknown WebSocket paths
-    for room in (health, web, session, docs, streams, models, snapshots, detect, configuration, detections):
+    for room in (health, web, session, docs, streams, models, snapshots, detect, events, configuration, detections):
         app.include_router(room.router)
     app.add_middleware(BodyLimit, max_model_bytes=settings.model_max_mb << 20)
     app.add_middleware(Guard, access=access, doorkeeper=doorkeeper, settings=settings)

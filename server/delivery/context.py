@@ -67,6 +67,7 @@ class Context:
         """End all subscriptions and endless answers."""
         self.stopping.set()
         self.runtime.hub.close()
+        self.runtime.journal.feed.close()
 
 
 async def context_of(connection: HTTPConnection) -> Context:

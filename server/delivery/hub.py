@@ -110,6 +110,8 @@ class Subscriber:
         self.bound = bound
         self.wake: Callable[[], None] = _nobody
         """Set by whoever sends; called when there is something to pop, or `closing` is set. Must not raise or block."""
+        self.accepts: Callable[[Message], bool] | None = None
+        """Set by whoever subscribed: messages that it does not want are not queued; None: all."""
         self.closing: Closing | None = None
         """Set once the hub is done with this subscriber; what is queued may still be sent."""
         self.max_messages = 1
@@ -201,6 +203,8 @@ class Hub:
             return
         encodings: dict[Selection, Encoded] = {}
         for subscriber in route:
+            if subscriber.accepts is not None and not subscriber.accepts(message):
+                continue
             selection = subscriber.selection
             encoded = encodings.get(selection)
             if encoded is None:

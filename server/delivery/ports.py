@@ -12,6 +12,7 @@ from server.results import Detection, Result
 from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStatus
 
 if TYPE_CHECKING:
+    from server.analytics.journal import Journal
     from server.checks import Check
     from server.delivery.hub import Hub
     from server.metrics import Metrics
@@ -117,6 +118,12 @@ class DetectReport(Protocol):
 class RuntimePort(Protocol):
     hub: Hub
     metrics: Metrics
+
+    @property
+    def journal(self) -> Journal:
+        """Events."""
+        ...
+
     registry: Registry
     swapper: Swapper
 

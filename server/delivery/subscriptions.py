@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated
 
 from fastapi import Depends, Query
@@ -12,8 +12,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.delivery.auth import InPrincipal
 from server.delivery.context import Context
-from server.delivery.hub import EVERYTHING, Closing, Encoded, Selection, Subscriber
+from server.delivery.hub import EVERYTHING, Closing, Encoded, Hub, Selection, Subscriber
 from server.delivery.push import EXTENSION, PushProtocol
+from server.results import Message
 from server.streams import Confidence
 
 _CLOSE_S = 1.0
@@ -59,13 +60,21 @@ InStreams = Annotated[frozenset[str] | None, Depends(streams_of)]
 
 
 async def serve_websocket(
-    websocket: WebSocket, context: Context, streams: frozenset[str] | None, selection: Selection, *, bound: bool = False
+    websocket: WebSocket,
+    context: Context,
+    streams: frozenset[str] | None,
+    selection: Selection = EVERYTHING,
+    *,
+    bound: bool = False,
+    hub: Hub | None = None,
+    accepts: Callable[[Message], bool] | None = None,
 ) -> None:
-    """From the handshake to the end, whoever ends it. NoCapacity refuses the handshake."""
+    """From the handshake to the end, whoever ends it. NoCapacity refuses the handshake. `hub`: of results, unless."""
     context.check_room()
-    hub = context.runtime.hub
+    hub = hub or context.runtime.hub
     # Before the handshake ends: a stream that is removed meanwhile ends its subscription all the same.
     subscriber = hub.subscribe(streams=streams, selection=selection, bound=bound)
+    subscriber.accepts = accepts
     try:
         with context.client("websocket"):
             await websocket.accept()

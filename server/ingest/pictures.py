@@ -102,15 +102,20 @@ class Encoder:
 
 
 def encode(frame: av.VideoFrame, request: EncodeRequest, letterboxer: Letterboxer) -> bytes:
-    """JPEG of a frame, upright, with the boxes drawn, at most `max_width` pixels wide."""
+    """JPEG of a frame or a part of it, upright, with the boxes drawn, at most `max_width` pixels wide."""
     source_width, source_height = displayed_size(frame)
-    width = min(source_width, request.max_width or source_width)
+    width = source_width
+    if request.max_width is not None:
+        shown = source_width if request.crop is None else max(request.crop[2] - request.crop[0], 1.0)
+        width = min(source_width, max(round(source_width * request.max_width / shown), 1))
     height = max(round(source_height * width / source_width), 1)
     pixels = np.empty((height, width, 3), np.uint8)
     box = letterboxer.write(frame, pixels)
     image = Image.fromarray(_inside(pixels, box))
     if request.boxes:
         draw_boxes(image, [_scaled(b, box.scale_x, box.scale_y) for b in request.boxes])
+    if request.crop is not None:
+        image = _cut(image, request.crop, box)
     output = io.BytesIO()
     image.save(output, "JPEG", quality=min(max(request.quality, 1), 95))
     return output.getvalue()
@@ -119,6 +124,14 @@ def encode(frame: av.VideoFrame, request: EncodeRequest, letterboxer: Letterboxe
 def _inside(pixels: npt.NDArray[np.uint8], box: Letterbox) -> npt.NDArray[np.uint8]:
     """Rounding may have left a border of one pixel."""
     return pixels[box.top : box.top + box.scaled_height, box.left : box.left + box.scaled_width]
+
+
+def _cut(image: Image.Image, crop: tuple[float, float, float, float], box: Letterbox) -> Image.Image:
+    """The part of the picture, of at least one pixel."""
+    x1, y1, x2, y2 = (round(c * s) for c, s in zip(crop, (box.scale_x, box.scale_y) * 2, strict=True))
+    left, top = min(max(x1, 0), image.width - 1), min(max(y1, 0), image.height - 1)
+    right, bottom = min(max(x2, left + 1), image.width), min(max(y2, top + 1), image.height)
+    return image.crop((left, top, right, bottom))
 
 
 def _scaled(

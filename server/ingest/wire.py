@@ -182,6 +182,9 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """x1, y1, x2, y2 in source pixels and the text to draw."""
     quality: int = 85
     max_width: int | None = None
+    """Pixels, of the cut-out where there is one."""
+    crop: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2 in source pixels: only this part of the picture."""
 
 
 class StateChange(msgspec.Struct, frozen=True, kw_only=True):

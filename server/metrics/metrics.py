@@ -95,6 +95,9 @@ class Metrics:
         self._swaps = {"ok": 0, "failed": 0}
         self._clients = {"websocket": 0, "sse": 0, "mjpeg": 0, "live": 0}
         self._messages_dropped = {"slow_client": 0}
+        self._events: dict[str, dict[str, int]] = {}
+        self._events_lost = 0
+        self._event_store_errors = 0
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
@@ -147,10 +150,24 @@ class Metrics:
         """Messages that a subscriber will not get."""
         self._messages_dropped[reason] = self._messages_dropped.get(reason, 0) + count
 
+    def count_event(self, stream: str, kind: str) -> None:
+        """Something happened to an object (new, end, zone_enter, ...)."""
+        counts = self._events.setdefault(stream, {})
+        counts[kind] = counts.get(kind, 0) + 1
+
+    def events_lost(self, count: int) -> None:
+        """Events and their pictures that the store will never have."""
+        self._events_lost += count
+
+    def event_store_error(self) -> None:
+        """Events could not be written; they wait."""
+        self._event_store_errors += 1
+
     def forget(self, stream: str) -> None:
         """A stream has gone, and its series with it."""
         self._totals.pop(stream, None)
         self._detections.pop(stream, None)
+        self._events.pop(stream, None)
 
     # The scrape.
 
@@ -213,6 +230,8 @@ class Metrics:
             family("yolov9_decode_errors_total", "counter", "What the receiver and the decoder complained of.",
                    split("kind", {s: c.decode_errors for s, c in streams.items()})),
             family("yolov9_detections_total", "counter", "Detections reported.", split("class", found)),
+            family("yolov9_events_total", "counter", "Events told, by kind.",
+                   split("kind", {stream: counts for stream, counts in self._events.items() if stream in streams})),
             family("yolov9_stream_tracks", "gauge", "Objects that are followed now.",
                    [(a, c.tracks) for a, c in items]),
             family("yolov9_zone_objects", "gauge", "Objects in a zone now.", in_zones),
@@ -244,6 +263,10 @@ class Metrics:
                    [("", self._clients["websocket"])]),
             family("yolov9_http_clients", "gauge", "Subscribers over HTTP, and viewers of pictures, now.",
                    by("kind", others)),
+            family("yolov9_events_lost_total", "counter", "Events and pictures of events that were never stored.",
+                   [("", self._events_lost)]),
+            family("yolov9_event_store_errors_total", "counter", "Attempts to store events that failed.",
+                   [("", self._event_store_errors)]),
             family("yolov9_websocket_messages_dropped_total", "counter", "Messages that subscribers did not get.",
                    by("reason", self._messages_dropped)),
         ]  # fmt: skip

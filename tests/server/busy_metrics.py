@@ -29,6 +29,7 @@ class BusyServer:
             for _ in range(5):
                 metrics.observe_result(stream, 0.003, 0.004, 0.021, 0.0006, 0.031)
             metrics.count_detections(stream, ["person", "car"])
+            metrics.count_event(stream, "new")
         metrics.observe_batch(2)
         metrics.observe_delivery(0.0004)
         for _ in range(20):

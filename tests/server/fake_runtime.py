@@ -6,7 +6,10 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from server.analytics.event_store import EventStore
+from server.analytics.journal import Journal
 from server.checks import Check
 from server.delivery.hub import Hub
 from server.delivery.ports import InvalidField, NoPicture, StreamExists, StreamNotFound
@@ -93,6 +96,7 @@ class FakeRuntime:
         self.metrics = Metrics()
         self.metrics.bind(self)
         self.hub = Hub(max_messages, max_bytes, metrics=self.metrics, clock=clock)
+        self._feed = Hub(max_messages, max_bytes, metrics=self.metrics, clock=clock)
         self._streams: dict[str, FakeStream] = {}
         self.failure: Exception | None = None
         self.ready = (True, "model loaded, inference works")
@@ -103,6 +107,13 @@ class FakeRuntime:
         """`seq` of each snapshot."""
         self.detected: list[tuple[bytes, float | None, float | None, list[str] | None]] = []
         self._seq = itertools.count(1)
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Made when it is used first: its store is a thread."""
+        return Journal(
+            EventStore(None, metrics=self.metrics, max_age_s=1e9, max_bytes=1 << 30), self._feed, self.metrics
+        )
 
     @property
     def streams(self) -> Mapping[str, FakeStream]:

@@ -38,6 +38,16 @@ class FakeHub:
         self.messages.append(message)
 
 
+class FakeJournal:
+    def __init__(self) -> None:
+        self.observed: list[Any] = []
+
+    def observe(self, stream: str, message: Any, unix: float, observation: Any, encode: Any) -> None:
+        self.observed.append((stream, message["seq"], unix, [track_id for track_id, _ in observation.seen]))
+
+    def idle(self, stream: str, analyst: Any, now: float, unix: float) -> None: ...
+
+
 class World:
     def __init__(self, **fields: Any) -> None:
         self.now = 50.0
@@ -45,6 +55,7 @@ class World:
         self.sent: list[Infer] = []
         self.asked: list[tuple[int, int]] = []
         self.hub = FakeHub()
+        self.journal = FakeJournal()
         self.camera = FakeCamera()
         self.metrics = Metrics()
         self.model = Model("tiny", 4, NAMES, 640)
@@ -53,7 +64,7 @@ class World:
         self.dispatcher = Dispatcher(Scheduler(), self.line, clock=lambda: self.now, loop=self)  # type: ignore[arg-type]
         self.dispatcher.on_up(self.line, Hello("fake", "fp32", "none", "test", 1, 1, 384, 640))
         house = House(
-            self.dispatcher, self.hub, self.metrics, lambda: self.model, Defaults, lambda: self.now,
+            self.dispatcher, self.hub, self.journal, self.metrics, lambda: self.model, Defaults, lambda: self.now,
             lambda: 1e9 + self.now,
         )  # type: ignore[arg-type]  # fmt: skip
         self.stream = Stream(StreamDefinition(id="door", url="rtsp://h/1", **fields), 7, house)
@@ -219,3 +230,15 @@ def test_recent_results_come_newest_first_and_are_bounded() -> None:
     assert [r["seq"] for r in world.stream.recent(3)] == [130, 129, 128]
     assert len(world.stream.recent(1000)) == 100
     assert world.stream.status().latency_ms_p50 == pytest.approx(4.0, abs=0.01)
+
+
+def test_results_are_followed_and_failures_are_not() -> None:
+    world = World()
+    for seq in range(1, 5):
+        world.now += 0.1
+        world.frame(seq)
+        world.answer([[10, 20, 60, 120, 0.9, 0]], error="it broke" if seq == 2 else None)
+    results = [m for m in world.hub.messages if m["type"] == "result"]
+    assert [[d["track_id"] for d in m["detections"]] for m in results] == [[None], [], [1], [1]]
+    assert [(seq, tracks) for _, seq, _, tracks in world.journal.observed] == [(1, []), (3, [1]), (4, [1])]
+    assert world.stream.counters().tracks == 1
