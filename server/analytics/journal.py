@@ -65,7 +65,7 @@ class Journal:
         """The stream is gone, and what was seen by it."""
         behind = unix - analyst.time_at(now)
         self._tell(self._lives_of(stream).end(analyst.close(), behind))
-        del self._lives[stream]
+        self._lives.pop(stream, None)
 
     async def follow(self, name: str) -> AsyncIterator[EventMessage]:
         """Every message once it is on disk, from where `name` stopped, over restarts: at least once. Endless.

@@ -71,7 +71,7 @@ async def serve_websocket(
 ) -> None:
     """From the handshake to the end, whoever ends it. NoCapacity refuses the handshake. `hub`: of results, unless."""
     context.check_room()
-    hub = hub or context.runtime.hub
+    hub = context.runtime.hub if hub is None else hub  # an empty one is false
     # Before the handshake ends: a stream that is removed meanwhile ends its subscription all the same.
     subscriber = hub.subscribe(streams=streams, selection=selection, bound=bound)
     subscriber.accepts = accepts
