@@ -23,7 +23,7 @@ from server.testing.processes import gst_missing
 from server.testing.truth.cases import Case, Outcome, matrix, run
 from server.testing.truth.compare import compare
 from server.testing.truth.flips import flips
-from server.testing.truth.judge import middle, worst
+from server.testing.truth.judge import TOLERANCE_S, middle, worst
 from server.testing.truth.rig import running_rig
 
 
@@ -73,6 +73,9 @@ def _matrix(options: argparse.Namespace, report: dict[str, Any]) -> bool:
             for outcome in run(rig, cases[start : start + options.at_once], options.seconds):
                 rows.append(_row(outcome))
                 print(_line(rows[-1]), flush=True)
+                if outcome.held_up_s > TOLERANCE_S:
+                    busy = f"the machine is busy (a thread waited {outcome.held_up_s * 1e3:.0f} ms)"
+                    print(f"truth: {outcome.case.name}: {busy}: only medians of latencies are judged", file=sys.stderr)
                 for fault in outcome.faults:
                     print(f"truth: {outcome.case.name}: {fault}", file=sys.stderr)
                 good = good and not outcome.faults
@@ -95,6 +98,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "latency_error_ms_worst": _ms(worst(verdict.latency_errors)),
         "capture_times": len(verdict.capture_errors),
         "capture_error_ms_worst": _ms(worst(verdict.capture_errors)) if verdict.capture_errors else None,
+        "held_up_ms": _ms(outcome.held_up_s),
         "ledger": outcome.ledger,
         "faults": outcome.faults,
     }

@@ -23,6 +23,7 @@ from server.testing.truth.pattern import CERTAINTY
 
 _FIRST_RESULT_S = 30.0
 _POLL_S = 0.02
+_NAP_S = 0.005
 
 
 @dataclass
@@ -32,6 +33,9 @@ class Rig:
     server: Server
     received: dict[str, list[Received]] = field(default_factory=dict)
     """stream -> results in the order in which they came"""
+    held_up_s: float = 0.0
+    """The longest that a thread which wants to run was kept waiting. Beyond the tolerance of a latency the machine is
+    so busy that nobody's clock readings say when a packet went or came."""
 
     def add(self, stream: str, url: str, **definition: Any) -> None:
         """BenchError with the server's own words if it does not take the stream."""
@@ -80,8 +84,19 @@ def running_rig(width: int = WIDTH, height: int = HEIGHT, log: Path | None = Non
                 except ConnectionClosed:
                     pass  # the server ends with the block
 
-            listener = threading.Thread(target=listen, name="truth-client", daemon=True)
-            listener.start()
+            over = threading.Event()
+
+            def watch() -> None:
+                while not over.is_set():
+                    due = time.monotonic() + _NAP_S
+                    time.sleep(_NAP_S)
+                    rig.held_up_s = max(rig.held_up_s, time.monotonic() - due)
+
+            threads = [threading.Thread(target=job, name="truth-rig", daemon=True) for job in (listen, watch)]
+            for thread in threads:
+                thread.start()
             yield rig
+            over.set()
             socket.close()
-            listener.join()
+            for thread in threads:
+                thread.join()
