@@ -177,7 +177,7 @@ async def _serve(
                 raise UsageError(f"--stream {masked_url(url)}: {error}") from None
         reloader = Reloader(settings, load, runtime.reconfigure)
         with on_hangup(reloader):
-            await serve(create_app(runtime, settings, reloader), settings, _announce)
+            await serve(create_app(runtime, settings, reloader), settings, _announce, drain=runtime.drain)
         return 0
     except (ServeError, AccessError) as error:
         log.error("%s", error)

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import uvicorn
@@ -39,8 +39,11 @@ async def serve(
     ready: Callable[[str], None],
     *,
     stop: asyncio.Event | None = None,
+    drain: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until `stop` is set; then end all connections within some 2 s.
+
+    `drain` is waited for before that: what it still publishes reaches the clients.
 
     `ready` gets the real address (http://127.0.0.1:43211) once connections are taken. Raises ServeError if the address
     cannot be had. Takes over both signals only if it runs in the main thread.
@@ -85,6 +88,8 @@ async def serve(
             if server.started:
                 ready(_address("http" if certificate is None else "https", settings.host, sockets[0]))
                 await asked.wait()
+                if drain is not None and not serving.done():
+                    await drain()
         finally:
             for task in watching:
                 task.cancel()

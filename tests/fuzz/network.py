@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from server.addresses import masked_url, split_credentials
 from server.delivery.app import create_app
+from server.delivery.ports import Unavailable
 from server.delivery.push import PushProtocol
 from server.ingest.playlist import absolute
 from server.ingest.rtsp.address import parse_address
@@ -274,10 +275,17 @@ def http() -> Iterator[Check]:
         yield lambda data: connection([data])
 
 
+class _Runtime(FakeRuntime):
+    """What the fake does not have (models, events) answers 503."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unavailable(f"there is no {name} here")
+
+
 @contextmanager
 def _connections() -> Iterator[Any]:
     """Plays one connection to the application; nothing of it may stay, and nothing may be logged as an error."""
-    runtime = FakeRuntime()
+    runtime = _Runtime()
     app = create_app(runtime, ServerSettings())
     config = uvicorn.Config(
         app, ws=PushProtocol, ws_max_size=64 << 10, ws_per_message_deflate=False, lifespan="off", log_config=None,
