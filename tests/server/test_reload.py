@@ -50,7 +50,7 @@ async def test_what_can_change_changes_and_the_rest_is_named(tmp_path: Path) -> 
         ("confidence: 7\n", "confidence"),
         ("confidence: 0.5\nmaxstreams: 3\n", "maxstreams"),
         ("confidence: 0.5\n a: [\n", "is not YAML"),
-        ("[" * 10_000, "is not YAML"),
+        ("[" * 2_000, "is not YAML"),
         ("confidence: 0.5\nport: 2001-99-99\n", "is not YAML"),
         ("backoff_initial_s: 60\nbackoff_max_s: 1\nconfidence: 0.5\n", "backoff_initial_s"),
     ],
