@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from server.analytics.event_store import EventStore
 from server.analytics.journal import Journal
@@ -15,6 +21,7 @@ from server.delivery.hub import Hub
 from server.delivery.ports import InvalidField, NoPicture, StreamExists, StreamNotFound
 from server.detect import Detected
 from server.metrics import Metrics, StreamCounters
+from server.models.registry import Registry
 from server.results import Detection, Result
 from server.streams import LedgerView, StreamDefinition, StreamPatch, StreamStatus
 
@@ -83,6 +90,18 @@ class FakeProbe:
     capacity: bool = True
 
 
+class FakeSwapper:
+    """Every model is active at once."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def begin(self, name: str, *, force: bool = False) -> None:
+        self._registry.get(name)
+
+    async def drained(self) -> None: ...
+
+
 class FakeRuntime:
     """Implements RuntimePort. `failure`: raised by every coroutine, if set."""
 
@@ -114,6 +133,21 @@ class FakeRuntime:
         return Journal(
             EventStore(None, metrics=self.metrics, max_age_s=1e9, max_bytes=1 << 30), self._feed, self.metrics
         )
+
+    @cached_property
+    def registry(self) -> Registry:
+        """A real one, with the model `tiny`."""
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        bundle: Any = SimpleNamespace(
+            path=folder / "tiny", names={0: "person"}, input_size=640, hash="abc", precision="fp32",
+            files={}, lineage={},
+        )  # fmt: skip
+        return Registry(folder, [], 1 << 20, bundle, "tiny")
+
+    @property
+    def swapper(self) -> FakeSwapper:
+        return FakeSwapper(self.registry)
 
     @property
     def streams(self) -> Mapping[str, FakeStream]:
