@@ -84,7 +84,7 @@ async def list_events(
     return json_response(EventPage.model_construct(events=events[:limit], next=following).model_dump_json())
 
 
-@router.get("/events/changes", response_model=Changes, responses=documented(InvalidField, StoreError))
+@router.get("/changes", response_model=Changes, responses=documented(InvalidField, StoreError))
 async def changes(
     context: InContext,
     streams: InStreams,

@@ -62,7 +62,7 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("POST", "/detect"): _OPERATOR,
     ("GET", "/events"): _VIEWER,
     (WEBSOCKET, "/events"): _VIEWER,
-    ("GET", "/events/changes"): _VIEWER,
+    ("GET", "/changes"): _VIEWER,
     ("GET", "/events/{event_id}"): _VIEWER,
     ("DELETE", "/events/{event_id}"): _OPERATOR,
     ("GET", "/events/{event_id}/snapshot.jpg"): _VIEWER,

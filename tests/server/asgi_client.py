@@ -18,15 +18,19 @@ def http_client(
     return httpx.AsyncClient(transport=transport, base_url=base_url, **options)
 
 
+_PATIENCE_S = 0.5
+"""A first message comes at once, or not at all."""
+
+
 class Handshake(NamedTuple):
     status: int
     """101, or that of the answer that refused it."""
     body: bytes
-    """Of the refusal, or the first message."""
+    """Of the refusal, or the first message; empty if there is none."""
 
 
 async def websocket(app: ASGIApp, target: str, headers: Mapping[str, str]) -> Handshake:
-    """Open a WebSocket, wait for the first message or the refusal, go away."""
+    """Open a WebSocket, wait for the first message or the refusal, go away. Some say nothing at first."""
     path, _, query = target.partition("?")
     scope = {
         "type": "websocket",
@@ -55,12 +59,16 @@ async def websocket(app: ASGIApp, target: str, headers: Mapping[str, str]) -> Ha
 
     async def send(message: Message) -> None:
         sent.append(message)
+        if message["type"] == "websocket.accept":
+            asyncio.get_running_loop().call_later(_PATIENCE_S, enough.set)
         if message["type"] in ("websocket.send", "websocket.close", "websocket.http.response.body"):
             enough.set()
 
     async with asyncio.timeout(10):
         await app(scope, receive, send)
     if sent[0]["type"] == "websocket.accept":
+        if len(sent) == 1:
+            return Handshake(101, b"")
         return Handshake(101, sent[1]["text"].encode() if "text" in sent[1] else sent[1]["bytes"])
     assert sent[0]["type"] == "websocket.http.response.start", sent
     return Handshake(sent[0]["status"], sent[1]["body"])

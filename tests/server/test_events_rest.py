@@ -110,12 +110,12 @@ async def test_forgotten_is_gone(client: httpx.AsyncClient) -> None:
 
 
 async def test_changes_are_read_from_where_one_stopped(client: httpx.AsyncClient) -> None:
-    first = (await client.get("/events/changes", params={"limit": 5})).json()
+    first = (await client.get("/changes", params={"limit": 5})).json()
     assert [change["id"] for change in first["changes"]] == [1, 2, 3, 4, 5]
-    rest = (await client.get("/events/changes", params={"after": first["after"]})).json()
+    rest = (await client.get("/changes", params={"after": first["after"]})).json()
     assert [change["id"] for change in rest["changes"]] == [6, 7, 8]
-    assert (await client.get("/events/changes", params={"after": 8})).json() == {"changes": [], "after": 8}
-    some = (await client.get("/events/changes", params={"stream": "yard"})).json()
+    assert (await client.get("/changes", params={"after": 8})).json() == {"changes": [], "after": 8}
+    some = (await client.get("/changes", params={"stream": "yard"})).json()
     assert ([change["id"] for change in some["changes"]], some["after"]) == ([3, 6], 8), "what is not wanted is passed"
 
 
@@ -130,7 +130,7 @@ async def test_a_token_sees_the_events_of_its_streams_only(runtime: FakeRuntime,
         for method, path in (("GET", ""), ("GET", "/snapshot.jpg"), ("DELETE", "")):
             response = await client.request(method, f"/events/{IDS[0]}{path}")
             check_problem(response, 404, "event_not_found")
-        changes = (await client.get("/events/changes")).json()["changes"]
+        changes = (await client.get("/changes")).json()["changes"]
         assert {change["stream"] for change in changes} == {"yard"}
 
 
