@@ -19,7 +19,13 @@ from server.models.swap import ClassesMissing, SwapInProgress
 from server.models.trial import Refused
 from server.store import StoreError
 
-router = APIRouter(tags=["models"])
+
+async def _scanned(context: InContext) -> None:
+    """What lies on the disk is known soon after the start."""
+    await context.runtime.registry.scanned()
+
+
+router = APIRouter(tags=["models"], dependencies=[Depends(_scanned)])
 
 _SILENCE_S = 30.0
 """An upload that stops for so long is given up."""

@@ -87,6 +87,7 @@ class Registry:
         self._max_bytes = max_bytes
         self._given = given
         self._entries: dict[str, Entry] = {}
+        self._scanning: asyncio.Event | None = None
         self._changing = asyncio.Lock()
         self.uploads = asyncio.Semaphore(1)
         """To be held while an archive is received: each may fill the disk by as much as a model may have."""
@@ -109,9 +110,21 @@ class Registry:
 
     async def scan(self) -> None:
         """Read what lies in the folder and what came with the package."""
-        for entry in await asyncio.to_thread(self._found):
-            if entry.name not in self._entries:
-                self._add(entry)
+        over = self._scanning = asyncio.Event()
+        try:
+            for entry in await asyncio.to_thread(self._found):
+                if entry.name not in self._entries:
+                    self._add(entry)
+        except OSError as error:
+            log.error("the models in %s cannot be read: %s", self._models, error)
+        finally:
+            self._scanning = None
+            over.set()
+
+    async def scanned(self) -> None:
+        """Until a scan that is under way is over: large models take a second to be checked."""
+        if self._scanning is not None:
+            await self._scanning.wait()
 
     async def register_folder(self, path: str, name: str | None) -> Entry:
         """Copy a bundle from a folder of this machine. InvalidField, ModelExists, StoreError."""

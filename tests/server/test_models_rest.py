@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -125,6 +126,23 @@ async def test_a_broken_archive_says_which_file_and_one_that_is_too_large_is_not
     assert "cannot be read" in detail
     problem(await client.post("/models", content=bytes(2 << 20), headers=ZIP), 413, "body_too_large")
     assert os.listdir(tmp_path / "data" / "models") == []
+
+
+async def test_who_asks_before_all_models_have_been_read_waits_for_it(
+    client: httpx.AsyncClient, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, go_on = house.runtime.registry, threading.Event()
+    found = registry._found
+    monkeypatch.setattr(registry, "_found", lambda: go_on.wait(10) and found())
+    tiny_bundle(tmp_path / "data" / "models" / "late")
+    scan = asyncio.ensure_future(registry.scan())
+    await asyncio.sleep(0)
+    asked = asyncio.ensure_future(client.get("/models/late"))
+    await asyncio.sleep(0.02)
+    assert not asked.done()
+    go_on.set()
+    assert (await asked).status_code == 200
+    await scan
 
 
 async def test_one_upload_at_a_time(client: httpx.AsyncClient, house: House) -> None:
