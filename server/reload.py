@@ -30,7 +30,7 @@ LIVE = frozenset(
         "confidence", "iou", "max_staleness_ms", "open_timeout_s", "read_timeout_s", "backoff_initial_s",
         "backoff_max_s", "media", "source_schemes", "allow_networks", "deny_networks", "max_streams", "max_clients",
         "websocket_queue_messages", "websocket_queue_bytes", "allowed_hosts", "allowed_origins", "swap_timeout_s",
-        "swap_max_slowdown", "log_level", "log_format",
+        "swap_max_slowdown", "log_level", "log_format", "events_days", "events_max_mb",
     }
 )  # fmt: skip
 """Settings that a reload takes over."""

@@ -36,6 +36,7 @@ from server.streams import StreamDefinition, StreamPatch
 from yolov9.bundle import Bundle
 
 _SNAPSHOT_TRIES = 3
+_DAY_S = 86_400
 
 
 class Runtime:
@@ -66,7 +67,7 @@ class Runtime:
         self.hub = Hub(settings.websocket_queue_messages, settings.websocket_queue_bytes, metrics=metrics, clock=clock)
         self.journal = Journal(
             EventStore(
-                settings.data / "events.sqlite", metrics=metrics, max_age_s=settings.events_days * 86_400,
+                settings.data / "events.sqlite", metrics=metrics, max_age_s=settings.events_days * _DAY_S,
                 max_bytes=settings.events_max_mb << 20, wall_clock=wall_clock,
             ),
             Hub(settings.websocket_queue_messages, settings.websocket_queue_bytes, metrics=metrics, clock=clock),
@@ -113,7 +114,10 @@ class Runtime:
         """These settings have changed (`server.reload`): tell whoever has a copy."""
         settings = self._settings
         if not names.isdisjoint({"websocket_queue_messages", "websocket_queue_bytes"}):
-            self.hub.limit(settings.websocket_queue_messages, settings.websocket_queue_bytes)
+            for hub in (self.hub, self.journal.feed):
+                hub.limit(settings.websocket_queue_messages, settings.websocket_queue_bytes)
+        if not names.isdisjoint({"events_days", "events_max_mb"}):
+            self.journal.store.limit(settings.events_days * _DAY_S, settings.events_max_mb << 20)
         if not names.isdisjoint(Roster.COPIED):
             self.roster.reconfigure()
 

@@ -106,8 +106,7 @@ class EventStore:
     ) -> None:
         self._path = path
         self._metrics = metrics
-        self.max_age_s = max_age_s
-        self.max_bytes = max_bytes
+        self.limit(max_age_s, max_bytes)
         self._wall_clock = wall_clock
         self._waiting: deque[EventMessage | _Snapshot] = deque()
         self._waiting_bytes = 0
@@ -124,6 +123,10 @@ class EventStore:
             raise
         self.stored_number = self.last_number
         """Number of the newest message that is on disk."""
+
+    def limit(self, max_age_s: float, max_bytes: int) -> None:
+        """How long events are kept and how large the data base may be, from the next look at it on."""
+        self._max_age_s, self._max_bytes = max_age_s, max_bytes
 
     # Writing.
 
@@ -319,9 +322,9 @@ class EventStore:
         if now - self._tidied_at < _TIDY_S:
             return 0
         self._tidied_at = now
-        removed = connection.execute("DELETE FROM events WHERE last_unix < ?", (now - self.max_age_s,)).rowcount
+        removed = connection.execute("DELETE FROM events WHERE last_unix < ?", (now - self._max_age_s,)).rowcount
         oldest = f"SELECT id FROM events WHERE NOT active ORDER BY id LIMIT {_TIDY_STEP}"
-        while _used_bytes(connection) > self.max_bytes:
+        while _used_bytes(connection) > self._max_bytes:
             count = connection.execute(f"DELETE FROM events WHERE id IN ({oldest})").rowcount
             if not count:
                 break
