@@ -137,6 +137,8 @@ class EngineRoom:
         self._others.append(old)
         deployment.listener = self
         self.dispatcher.switch(deployment.line)
+        if not old.worker.ready:
+            self.dispatcher.retire()  # it could not drain anything
         return old
 
     def trim(self) -> None:

@@ -156,6 +156,21 @@ async def test_an_old_worker_that_dies_while_it_drains_is_not_waited_for(house: 
     assert house.runtime.readiness()[0]
 
 
+async def test_a_model_whose_worker_is_gone_can_be_replaced_and_what_waited_for_it_is_answered(house: House) -> None:
+    stream = await house.add()
+    house.beat(stream, 640)
+    house.worker.down("worker_lost: it was killed")
+    house.frame(stream, 1, 640)
+    assert not house.runtime.readiness()[0]
+    task, new = await begin(house, "large")
+    new.obliging = True
+    new.up()
+    await asyncio.wait_for(task, 10)
+    await until(lambda: results(stream) == [(1, "large", 2)])
+    assert new.asked == [(384, 640)]
+    assert house.runtime.readiness()[0]
+
+
 async def test_every_shape_in_use_is_warm_before_the_switch_also_one_that_comes_meanwhile(house: House) -> None:
     door = await house.add()
     _see(door, 640, 384)
