@@ -226,12 +226,12 @@ def damaged_file(bed: Bed) -> Iterator[None]:
     path = bed.folder / f"damaged.{'264' if bed.case.codec == 'h264' else '265'}"
     path.write_bytes(damaged_stream(bed.clip(), random.Random(0)))
     bed.url = str(path)
-    bed.definition = {"every_frame": True}
+    bed.definition = {"every_frame": True, "realtime": True}
     files = [] if bed.damaged is None else sorted(bed.damaged.glob("*.26[45]"))
     for number, file in enumerate(files):
         copy = bed.folder / file.name
         copy.write_bytes(file.read_bytes())
-        bed.add(f"damaged{number}", str(copy), every_frame=True)
+        bed.add(f"damaged{number}", str(copy), every_frame=True, realtime=True)
     yield
     for number, file in enumerate(files):
         stream = f"damaged{number}"

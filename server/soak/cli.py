@@ -118,6 +118,5 @@ def _second_model(server: Server, folder: Path, bundle: Path) -> tuple[str, str]
     except BenchError as error:
         print(f"soak: models are not replaced: {error}", file=sys.stderr)
         return None
-    names = [model["name"] for model in server.json("GET", "/models")]
-    first = next(name for name in names if name != _OTHER)
-    return first, _OTHER
+    active = next(model["name"] for model in server.json("GET", "/models") if model["state"] == "active")
+    return active, _OTHER
