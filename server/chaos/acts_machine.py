@@ -61,6 +61,10 @@ def engine_hangs(bed: Bed) -> Iterator[None]:
     return _engine(bed, "hang")
 
 
+def engine_broken(bed: Bed) -> Iterator[None]:
+    return _engine(bed, "raise always")
+
+
 def _engine(bed: Bed, fault: str) -> Iterator[None]:
     bed.engine_fault.write_text(fault)
     yield

@@ -82,7 +82,8 @@ def judge(row: Row, seen: Seen) -> list[str]:
         found.append(f"{seen.torn} of {seen.torn_of} results are of torn pictures")
     if not row.errors and seen.errors:
         found.append(f"{seen.errors} results of status error")
-    found += [f"the server's log: {line}" for line in seen.log]
+    if not row.errors:  # an engine's exception is logged with its traceback
+        found += [f"the server's log: {line}" for line in seen.log]
     return found
 
 
@@ -164,7 +165,7 @@ def _ledger(row: Row, seen: Seen) -> list[str]:
 
 def _may_harm(row: Row) -> bool:
     """A fault that damages streams, or that cuts the connection within a frame."""
-    return row.state != "running" or row.torn == "measured" or bool(row.drops) or row.reconnects
+    return row.state != "running" or row.torn == "measured" or bool(row.drops) or row.reconnects or row.harms
 
 
 def flat(ledger: Mapping[str, Any]) -> dict[str, int]:

@@ -29,6 +29,9 @@ BLIND_S = 30.0 + 2.0
 HANG_S = 5.0 + 2.0
 """A batch may take 5 s, or twenty times its usual time if that is more."""
 
+LOCK_S = 2.0 + 1.0
+"""A lock of the data base is waited for 2 s."""
+
 Camera = Literal["own", "gst", "none"]
 Transport = Literal["tcp", "udp"]
 Codec = Literal["h264", "hevc"]
@@ -69,6 +72,8 @@ class Row:
     gop: int = 10
     torn: Literal["none", "measured"] = "none"
     """`measured`: flipped bits may decode without a complaint; the share is stated."""
+    harms: bool = False
+    """Frames that cannot be decoded belong to the fault, of whatever kind the decoder finds them."""
     reconnects: bool = False
     """A running stream may be opened anew meanwhile."""
     witness: bool = True
@@ -138,8 +143,8 @@ MATRIX: tuple[Row, ...] = (
         reasons=("codec", "decode", "protocol"), seen_s=BLIND_S),
     Row(fault="codec_to_h264", momentary=True, what="H.264 comes where H.265 was agreed on", codecs=HEVC,
         state="backoff", reasons=("codec", "decode", "protocol"), seen_s=BLIND_S),
-    Row(fault="late_sets", what="no parameter sets, in SDP or stream, before the second keyframe", start="opening",
-        seen_s=4.0, codecs=CODECS),
+    Row(fault="late_sets", what="no parameter sets, in SDP or stream, before the second keyframe", harms=True,
+        start="opening", seen_s=4.0, codecs=CODECS),
     Row(fault="long_gop", what="a keyframe every 300 frames only, joined in between", start="opening", gop=300,
         seen_s=32.0, drops=("ingest/awaiting_keyframe",)),
     Row(fault="frozen", what="the picture never changes", codecs=CODECS),
@@ -176,19 +181,23 @@ MATRIX: tuple[Row, ...] = (
     Row(fault="net_black_hole", what="the kernel drops everything from the camera's port, both ways", camera="gst",
         transports=BOTH, state="backoff", reasons=("stalled", "timeout"), seen_s=STALL_S, needs="network"),
     # The engine: what all share. Cameras must not be reconnected for it.
-    Row(fault="engine_raises", what="the engine raises at every batch", witness=False, errors=True, signs="readiness",
-        back="soon", soon_s=10.0, drops=("inference/engine_error",)),
-    Row(fault="engine_nan", what="the engine gives NaN", witness=False, errors=True, signs="readiness", back="soon",
-        soon_s=10.0, drops=("inference/engine_error",)),
-    Row(fault="engine_hangs", what="the engine does not come back", witness=False, errors=True, signs="readiness",
-        seen_s=HANG_S, back="soon", soon_s=20.0, hold_s=8.0, drops=("inference/hung",)),
+    Row(fault="engine_raises", what="the engine raises at every batch, until its process is replaced", momentary=True,
+        witness=False, errors=True, signs="readiness", back="soon", soon_s=15.0, drops=("inference/engine_error",)),
+    Row(fault="engine_nan", what="the engine gives NaN, until its process is replaced", momentary=True, witness=False,
+        errors=True, signs="readiness", back="soon", soon_s=15.0, drops=("inference/engine_error",)),
+    Row(fault="engine_hangs", what="the engine does not come back, until its process is replaced", momentary=True,
+        witness=False, errors=True, signs="readiness", seen_s=HANG_S, back="soon", soon_s=15.0,
+        drops=("inference/hung",)),
+    Row(fault="engine_broken", what="the engine raises, in every new process too; tried again every 30 s",
+        witness=False, errors=True, signs="readiness", back="soon", soon_s=45.0, hold_s=8.0,
+        drops=("inference/engine_error",)),
     Row(fault="worker_killed", what="SIGKILL to the engine's process", witness=False, errors=True, signs="readiness",
         back="soon", soon_s=10.0),
     Row(fault="worker_stopped", what="SIGSTOP to the engine's process", witness=False, errors=True, signs="readiness",
         seen_s=HANG_S, back="soon", soon_s=15.0),
     # The machine.
     Row(fault="database_locked", what="another process holds the data base: changes get 503, cameras go on",
-        signs="act", back="soon"),
+        seen_s=LOCK_S, signs="act", back="soon"),
     Row(fault="disk_full", what="no space left for the data base: changes get 503, cameras go on", signs="act",
         back="soon", needs="mount"),
     Row(fault="disk_read_only", what="another server starts on a read-only file system: it says so and ends",

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from server.testing.truth.pattern import CERTAINTY
 
 _SLOW_CLIENTS = 3
 _TIMEOUT_S = 5.0
+_SWAP_S = 120.0
 End = Callable[[], None]
 
 
@@ -145,6 +147,16 @@ class Acts:
         for stream in self.streams:
             with contextlib.suppress(BenchError):  # it is away
                 self.server.ask("GET", f"/streams/{stream}/snapshot.jpg?annotate=true")
+
+    def swap_there_and_back(self) -> None:
+        """Both models have been active then, and the first one is. BenchError."""
+        for name in reversed(self.models or ()):
+            self.server.ask("POST", f"/models/{name}/activate?force=true", {})
+            deadline = time.monotonic() + _SWAP_S
+            while (state := self.server.json("GET", f"/models/{name}")["state"]) != "active":
+                if state == "refused" or time.monotonic() > deadline:
+                    raise BenchError(f"model {name} is not active, but {state}")
+                time.sleep(0.1)
 
     def _swap(self, _: str) -> None:
         if self.models is None:

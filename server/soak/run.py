@@ -93,12 +93,13 @@ class Soak:
         return self._soaked
 
     def _warm_up(self) -> Sample:
-        """A stream comes and goes: what is started at its first need is there from then on."""
+        """A stream and a model come and go: what is started at its first need is there from then on."""
         first = self._acts.streams[0]
         self._acts.add(first)
         self._wait_for_results(time.monotonic(), [first])
         self._server.ask("DELETE", f"/streams/{first}")
         self._streams.clear()
+        self._acts.swap_there_and_back()
         time.sleep(_SETTLE_S)  # the process that was reaped last closes its ends
         return self._sample()
 
