@@ -23,6 +23,8 @@ _READERS = 20
 _HALF_OPEN = 200
 _STORM_PER_S = 1000
 _LARGE = 1 << 20
+_PAUSE_S = 0.02
+"""Clients that talk nonsense do so 50 times a second: without a pause they would measure who gets the CPU."""
 _GROWTH_BYTES = 128 << 20
 """20 clients of 2 MB each, and what the kernel and the allocator need besides."""
 KeepGoing = Callable[[float], None]
@@ -161,6 +163,7 @@ async def _say(host: str, port: int, data: bytes) -> None:
             reader, writer = await asyncio.open_connection(host, port)
             try:
                 if data:
+                    await asyncio.sleep(_PAUSE_S)
                     writer.write(data)
                     await writer.drain()
                     await asyncio.wait_for(reader.read(4096), 0.2)

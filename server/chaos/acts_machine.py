@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -20,7 +21,6 @@ from server.chaos.bed import PATH, STREAM, WITNESSES, Bed
 
 _REFUSED_S = 5.0
 """A change that cannot be stored must be refused within it."""
-_FEW_DESCRIPTORS = 4
 _START_S = 60.0
 _SMALL_FILE = 1 << 20
 """Less than the pictures of one camera need."""
@@ -140,11 +140,16 @@ def no_shared_memory(bed: Bed) -> Iterator[None]:
 
 
 def no_descriptors(bed: Bed) -> Iterator[None]:
+    """One is left, for the connection of the request that needs more."""
     assert bed.server.pid is not None
-    used = len(os.listdir(f"/proc/{bed.server.pid}/fd"))
-    with _limit(bed, resource.RLIMIT_NOFILE, used + _FEW_DESCRIPTORS):
+    bed.reading.clear()
+    bed.settle()
+    used = {int(name) for name in os.listdir(f"/proc/{bed.server.pid}/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    with _limit(bed, resource.RLIMIT_NOFILE, next(free) + 1):
         _change_is_refused(bed)
         yield
+    bed.reading.set()
     _change_is_taken(bed)
 
 

@@ -72,6 +72,9 @@ class Bed:
         self._engine = engine
         self._log = folder / "server.log"
         self._stack = ExitStack()
+        self.reading = threading.Event()
+        """Ledgers are read as long as it is set."""
+        self.reading.set()
         self._over = threading.Event()
         self._streams: set[str] = set()
         self.camera: Camera
@@ -234,7 +237,7 @@ class Bed:
 
     def _read_ledgers(self) -> None:
         while not self._over.wait(_READ_EVERY_S):
-            for stream in list(self._streams):
+            for stream in list(self._streams) if self.reading.is_set() else ():
                 try:
                     ledger = self.ledger(stream)
                 except BenchError:

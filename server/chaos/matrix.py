@@ -204,8 +204,8 @@ MATRIX: tuple[Row, ...] = (
         signs="act", seen_s=30.0, back="soon", needs="mount"),
     Row(fault="no_shared_memory", what="no memory for another camera's pictures: 503 for it, the others go on",
         signs="act", back="soon"),
-    Row(fault="no_descriptors", what="file descriptors exhausted: new ones are refused, cameras go on", signs="act",
-        back="soon"),
+    Row(fault="no_descriptors", what="file descriptors exhausted: new ones are refused, cameras go on", seen_s=2.0,
+        signs="act", back="soon"),
     # Clients.
     Row(fault="clients_never_read", what="20 WebSocket clients that never read; their memory is bounded", hold_s=8.0,
         signs="act"),

@@ -116,6 +116,7 @@ def _observe(bed: Bed, plan: Plan) -> Seen:
         bed.wait(lambda: recorder.counted[STREAM] >= 2, _PATIENCE_S + 10, "results of the stream that will suffer")
     bed.settle()
     seen.before = _watch(bed, plan.phase_s)
+    bed.wait(bed.ready, _PATIENCE_S, "readiness before the fault")
     with contextlib.ExitStack() as stack:
         seen.begun_at = time.monotonic()
         keep_going = stack.enter_context(contextlib.contextmanager(act_of(row.fault))(bed))
