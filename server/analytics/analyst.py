@@ -16,6 +16,9 @@ from server.analytics.tracker import NOBODY, Tracker
 from server.results import Detection, Result
 from server.streams import StreamDefinition
 
+PEOPLE = frozenset({"person", "pedestrian", "people"})
+"""Classes that move as people do; all others may be quicker."""
+
 
 class Ended(NamedTuple):
     """A track that is no more, and what followed from that."""
@@ -78,6 +81,7 @@ class Analyst:
             np.array([d["confidence"] for d in found], np.float64),
             np.array([d["class_id"] for d in found], np.int64),
             now,
+            np.array([d["class"] not in PEOPLE for d in found], bool),
         )
         seen: list[tuple[int, Detection]] = []
         placed: list[Seen] = []

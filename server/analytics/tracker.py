@@ -83,7 +83,7 @@ class Tracker:
     def __init__(self, settings: TrackerSettings | None = None) -> None:
         self.settings = settings or TrackerSettings()
         # One row for each track, in all of these.
-        self._motion = begin(np.empty((0, 4)))
+        self._motion = begin(np.empty((0, 4)), np.empty(0, bool))
         self._ids = np.empty(0, np.int64)
         self._classes = np.empty(0, np.int64)
         self._seen_at = np.empty(0)
@@ -96,8 +96,11 @@ class Tracker:
         """Confirmed tracks that have not ended."""
         return int(np.count_nonzero(self._ids))
 
-    def update(self, boxes: Floats, confidences: Floats, classes: Ints, now: float) -> Update:
-        """The next frame: (n, 4) boxes x1, y1, x2, y2 in pixels, and their confidences and class ids.
+    def update(
+        self, boxes: Floats, confidences: Floats, classes: Ints, now: float, quick: Mask | None = None
+    ) -> Update:
+        """The next frame: (n, 4) boxes x1, y1, x2, y2 in pixels, and their confidences and class ids. `quick`: which
+        are of a class that moves quicker than people; None: none.
 
         A frame from before the newest one (answers may overtake each other) gets its numbers and changes nothing.
         """
@@ -123,7 +126,8 @@ class Tracker:
         owned = owners >= 0
         ids[owned] = self._ids[owners[owned]]
         if not late:
-            self._begin(boxes, state, confidences, classes, owned, now)
+            quick = np.zeros_like(sure) if quick is None else quick
+            self._begin(boxes, state, confidences, classes, quick, owned, now)
         return Update(ids, ended)
 
     def expire(self, now: float) -> list[int]:
@@ -185,7 +189,9 @@ class Tracker:
             self._last_id += 1
             self._ids[row] = self._last_id
 
-    def _begin(self, boxes: Floats, state: Floats, confidences: Floats, classes: Ints, owned: Mask, now: float) -> None:
+    def _begin(
+        self, boxes: Floats, state: Floats, confidences: Floats, classes: Ints, quick: Mask, owned: Mask, now: float
+    ) -> None:
         candidates = np.flatnonzero(~owned & (confidences >= self.settings.start))
         candidates = candidates[np.argsort(-confidences[candidates], kind="stable")]
         others = np.concatenate([np.flatnonzero(owned), candidates])
@@ -195,7 +201,7 @@ class Tracker:
         new = candidates[~twice.any(axis=1)]
         if not new.size:
             return
-        self._motion = join(self._motion, begin(state[new]))
+        self._motion = join(self._motion, begin(state[new], quick[new]))
         self._ids = np.concatenate([self._ids, np.full(new.size, NOBODY, np.int64)])
         self._classes = np.concatenate([self._classes, classes[new]])
         self._seen_at = np.concatenate([self._seen_at, np.full(new.size, now)])

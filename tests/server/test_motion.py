@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.analytics.motion import begin, boxes_to_state, join, predict, select, state_to_boxes, update
+from server.analytics.motion import Floats, Motion, begin, boxes_to_state, join, predict, select, state_to_boxes, update
 
 BOX = np.array([[100.0, 50.0, 140.0, 150.0]])
+
+
+def one(box: Floats, quick: bool = False) -> Motion:
+    return begin(boxes_to_state(box), np.array([quick]))
 
 
 def test_boxes_and_states_are_the_same_thing() -> None:
@@ -22,7 +26,7 @@ def test_a_state_of_no_size_is_a_box_of_one_pixel() -> None:
 
 @given(st.lists(st.floats(0.01, 0.6), min_size=1, max_size=8))
 def test_many_small_steps_are_one_large_one(steps: list[float]) -> None:
-    moving = begin(boxes_to_state(BOX))
+    moving = one(BOX)
     update(moving, np.array([0]), boxes_to_state(BOX + np.array([9, 4, 9, 4])), np.ones((1, 1)))
     moving.velocity[:] = [[30.0, 5.0, 0.0, 0.0]]
     at_once, in_steps = predict(moving, sum(steps)), moving
@@ -35,14 +39,14 @@ def test_many_small_steps_are_one_large_one(steps: list[float]) -> None:
 
 
 def test_no_time_changes_nothing() -> None:
-    moving = begin(boxes_to_state(BOX))
+    moving = one(BOX)
     for before, after in zip(moving, predict(moving, 0.0), strict=True):
         assert after.tolist() == before.tolist()
 
 
 @pytest.mark.parametrize("interval", [0.04, 0.1, 0.4])
 def test_learns_a_velocity_at_any_frame_rate(interval: float) -> None:
-    motion = begin(boxes_to_state(BOX))
+    motion = one(BOX)
     for frame in range(1, int(2.4 / interval) + 1):
         motion = predict(motion, interval)
         way = 30.0 * interval * frame
@@ -52,7 +56,7 @@ def test_learns_a_velocity_at_any_frame_rate(interval: float) -> None:
 
 
 def test_uncertainty_grows_unseen_and_shrinks_seen() -> None:
-    motion = begin(boxes_to_state(BOX))
+    motion = one(BOX)
     unseen = predict(motion, 1.0)
     assert (unseen.variance > motion.variance).all()
     update(unseen, np.array([0]), boxes_to_state(BOX), np.ones((1, 1)))
@@ -60,20 +64,25 @@ def test_uncertainty_grows_unseen_and_shrinks_seen() -> None:
 
 
 def test_near_objects_may_move_more_pixels() -> None:
-    small, large = (predict(begin(boxes_to_state(BOX * scale)), 0.5).variance for scale in (1.0, 3.0))
+    small, large = (predict(one(BOX * scale), 0.5).variance for scale in (1.0, 3.0))
     assert large == pytest.approx(small * 9)
 
 
 def test_a_noisy_box_counts_less() -> None:
-    sure, unsure = begin(boxes_to_state(BOX)), begin(boxes_to_state(BOX))
+    sure, unsure = one(BOX), one(BOX)
     for motion, noise in ((sure, 1.0), (unsure, 3.0)):
         update(motion, np.array([0]), boxes_to_state(BOX + 8), np.full((1, 1), noise))
     assert BOX[0, 1] < unsure.value[0, 1] < sure.value[0, 1] < BOX[0, 1] + 8
 
 
 def test_rows_come_and_go() -> None:
-    first, second = begin(boxes_to_state(BOX)), begin(boxes_to_state(BOX + 1))
+    first, second = one(BOX), one(BOX + 1)
     both = join(first, second)
     assert select(both, np.array([False, True])).value.tolist() == second.value.tolist()
     update(both, np.array([1]), boxes_to_state(BOX + 5), np.ones((1, 1)))
     assert both.value[0].tolist() == first.value[0].tolist(), "others are not touched"
+
+
+def test_what_is_quick_may_be_further_away() -> None:
+    person, car = (predict(one(BOX, quick), 1.0).variance for quick in (False, True))
+    assert (car > 1.5 * person).all()

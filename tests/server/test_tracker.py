@@ -93,6 +93,19 @@ def test_who_walks_keeps_the_number_at_any_frame_rate(interval: float) -> None:
     assert seen == {(1, 2, 3)}
 
 
+@pytest.mark.parametrize("interval", [0.125, 0.25])
+def test_a_car_that_comes_closer_keeps_its_number(interval: float) -> None:
+    """In perspective: at 12 m/s from 45 m to 6 m its box grows sevenfold, most of it in the last second."""
+    tracker, ids = Tracker(), []
+    for index in range(int(39 / 12 / interval)):
+        depth = 45 - 12 * interval * index
+        width, height, x, y = 1700 / depth, 1400 / depth, 640 - 3000 / depth, 300 + 1500 / depth
+        boxes = np.array([box(x, y, width, height)])
+        quick = np.array([True])
+        ids += tracker.update(boxes, np.array([0.8]), np.array([CAR]), index * interval, quick).ids.tolist()
+    assert ids == [NOBODY] + [1] * (len(ids) - 1)
+
+
 def test_two_who_cross_do_not_change_numbers() -> None:
     scene = Scene()
     for index in range(40):
