@@ -143,6 +143,13 @@ def test_without_frames_tracks_end_too() -> None:
     assert len(scene.tracker) == 0
 
 
+def test_a_scene_that_was_empty_is_like_a_new_one() -> None:
+    scene = Scene()
+    assert [scene.frame() for _ in range(3)] == [[], [], []]
+    scene.frame(box(0))
+    assert scene.frame(box(0)) == [1]
+
+
 def test_a_flash_is_forgotten() -> None:
     scene = Scene()
     scene.frame(box(0))
