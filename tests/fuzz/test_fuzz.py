@@ -9,7 +9,7 @@ import pytest
 from .mutation import cases
 from .targets import CORPUS, TARGETS, corpus
 
-CASES = {"zip": 40, "tar": 30, "data-yaml": 50, "websocket": 200, "yolo": 300}
+CASES = {"zip": 40, "tar": 30, "data-yaml": 50, "websocket": 200, "yolo": 200, "onnx": 200, "pickle": 300}
 """Of the slow ones; the others do 600."""
 CASE_S = 2.0
 """CPU seconds. A case takes a millisecond."""
