@@ -10,6 +10,9 @@ from server.soak.run import Soaked
 from server.soak.sample import KINDS, SERIES
 from server.soak.trend import Trend, trend
 
+_SHOWN = 10
+"""Single torn results in the table; all of them are in the JSON."""
+
 
 def summarise(soaked: Soaked) -> dict[str, Any]:
     """Everything that was measured, and `faults`: what is not as it should be, empty if all is well."""
@@ -24,7 +27,8 @@ def summarise(soaked: Soaked) -> dict[str, Any]:
         "faults_not_done": soaked.not_done,
         "frames": soaked.frames, "completed": soaked.completed, "results": soaked.results,
         "reads": soaked.reads, "unbalanced": soaked.unbalanced, "unaccounted": soaked.unaccounted,
-        "torn": soaked.torn, "torn_by_flips": soaked.torn_by_flips, "errors": soaked.errors, "missed": soaked.missed,
+        "torn": soaked.torn, "torn_when": soaked.torn_when,
+        "torn_by_flips": soaked.torn_by_flips, "errors": soaked.errors, "missed": soaked.missed,
         "with_streams": soaked.with_streams, "empty": soaked.empty,
         "trends": {name: dataclasses.asdict(item) | {"share": item.share} for name, item in trends.items()},
         "samples": [dataclasses.asdict(sample) for sample in soaked.samples],
@@ -73,6 +77,7 @@ def table(report: Mapping[str, Any]) -> str:
     for what, levels in (("with streams", figures["with_streams"]), ("empty", figures["empty"])):
         counts = ", ".join(f"{name} {level['before']} -> {level['after']}" for name, level in levels.items())
         lines.append(f"  {what}: {counts}")
+    lines += [f"torn: {when}" for when in figures["torn_when"][:_SHOWN]]
     lines += [f"not done: {what}" for what in figures["faults_not_done"]]
     lines += [f"FAILED: {fault}" for fault in figures["faults"]] or ["all is well"]
     return "\n".join(lines)

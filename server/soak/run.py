@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import heapq
 import itertools
+import math
 import re
 import threading
 import time
@@ -26,8 +27,8 @@ _LEVEL_S = 20.0
 """A level is awaited for so long: sessions and processes that have just gone end within seconds."""
 _DRAIN_S = 8.0
 _SETTLE_S = 1.0
-_HEALED_S = 3.0
-"""Bits that were flipped may show until the next keyframe."""
+_HEALED_S = 6.0
+"""Bits that were flipped may show until the next whole keyframe."""
 _CLOSED = re.compile(r"stream=(\S+) closed ledger=(\{.*\})")
 _BAD_LINE = re.compile(r"Traceback|CRITICAL|Task exception was never retrieved|LedgerError|supervision ended")
 
@@ -47,6 +48,7 @@ class Soaked:
     results: int = 0
     torn: int = 0
     """Results of unreadable pictures, but for cameras whose bits were being flipped."""
+    torn_when: list[str] = field(default_factory=list)
     torn_by_flips: int = 0
     errors: int = 0
     missed: int = 0
@@ -60,6 +62,15 @@ class Soaked:
     bad_lines: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Flips:
+    """Bits of a camera's packets are being flipped."""
+
+    stream: str
+    since: float
+    until: float = math.inf
+
+
 class Soak:
     """One run on a server that is empty. `log`: the server's."""
 
@@ -69,7 +80,8 @@ class Soak:
         self._streams: set[str] = set()
         self._counted_at_start: dict[str, int] = {}
         self._began = time.monotonic()
-        self._flips: list[tuple[str, float, float]] = []
+        self._flips: list[_Flips] = []
+        self._history: list[str] = []
         self._over = threading.Event()
         acts.added = self._added
 
@@ -125,13 +137,25 @@ class Soak:
         self._soaked.seconds = self._now()
 
     def _begin(self, planned: Planned) -> End | None:
-        if planned.fault == "corrupt" and planned.camera is not None:
-            stream = self._acts.streams[planned.camera]
-            begin = time.monotonic()
-            self._flips.append((stream, begin, begin + planned.lasts_s + 2 * _HEALED_S))
-        if planned.fault == "removed" and planned.camera is not None:
-            self._streams.discard(self._acts.streams[planned.camera])
-        return self._acts.begin(planned)
+        if planned.camera is None:
+            return self._acts.begin(planned)
+        stream = self._acts.streams[planned.camera]
+        self._history.append(f"{planned.fault} of {stream} at {self._now():.1f} s")
+        if planned.fault == "removed":
+            self._streams.discard(stream)
+        flips = None
+        if planned.fault == "corrupt":
+            flips = _Flips(stream, time.monotonic())
+            self._flips.append(flips)
+        end = self._acts.begin(planned)
+        if flips is None or end is None:
+            return end
+
+        def healed() -> None:
+            end()
+            flips.until = time.monotonic() + _HEALED_S
+
+        return healed
 
     def _end(self, end: End) -> None:
         try:
@@ -212,9 +236,13 @@ class Soak:
         """Judge what came since the last time, and keep none of it."""
         for stream, results in list(self._recorder.results.items()):
             for result in [r for r in list(results) if r.torn]:
-                flipped = any(s == stream and begin <= result.at <= end for s, begin, end in self._flips)
+                flipped = any(f.stream == stream and f.since <= result.at <= f.until for f in self._flips)
                 self._soaked.torn_by_flips += flipped
                 self._soaked.torn += not flipped
+                if not flipped:
+                    before = [item for item in self._history if stream in item][-2:]
+                    at = result.at - self._began
+                    self._soaked.torn_when.append(f"{stream} at {at:.1f} s, {result.width} wide, after {before}")
         self._recorder.forget()
 
     def _drain(self) -> None:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 SETTLED = 0.5
 """Caches, pools and code that runs for the first time fill in the first part of a run, which is not judged."""
 MIN_SAMPLES = 20
+MIN_MEMORY_S = 600.0
+"""Allocators and caches settle over minutes: memory over a shorter part says nothing."""
 MEMORY_SHARE = 0.02
 """Memory may grow by so much over the part that is judged."""
 COUNT = 0.5
@@ -56,7 +58,7 @@ def trend(times: Sequence[float], values: Sequence[float], kind: Kind) -> Trend:
     first = int(len(times) * SETTLED)
     x, y = _thinned(np.asarray(times[first:], float)), _thinned(np.asarray(values[first:], float))
     count = len(times) - first
-    if count < MIN_SAMPLES:
+    if count < MIN_SAMPLES or (kind == "memory" and times[-1] - times[first] < MIN_MEMORY_S):
         return Trend(count, 0.0, float(np.median(y)) if count else 0.0, 0.0, "too short")
     rows, columns = np.triu_indices(len(x), 1)
     steps = y[columns] - y[rows]

@@ -67,6 +67,9 @@ def test_few_samples_say_nothing() -> None:
     few = 2 * MIN_SAMPLES - 2
     assert trend(HOUR[:few], list(range(few)), "count").verdict == "too short"
     assert trend([], [], "memory").verdict == "too short"
+    assert (
+        trend([float(number) for number in range(500)], noisy(200 * MB, 99 * MB, 0.0), "memory").verdict == "too short"
+    )
     with pytest.raises(ValueError, match="2 times and 1 values"):
         trend([1, 2], [1], "count")
 
