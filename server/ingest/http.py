@@ -128,6 +128,13 @@ class HttpClient:
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise self._failure(error, reading=True) from None
 
+    def read_exactly(self, answer: Answer, size: int) -> bytes:
+        """So many bytes of the body, fewer only at its end. Raises SourceError."""
+        data = b""
+        while len(data) < size and (piece := self.read(answer, size - len(data))):
+            data += piece
+        return data
+
     def _failure(self, error: Exception, reading: bool = False) -> SourceError:
         if isinstance(error, TimeoutError):
             return self.patience.late()

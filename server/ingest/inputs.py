@@ -54,7 +54,7 @@ class Input(Protocol):
     """libavformat can go on reading after its time-out."""
 
     def openings(self, deadline: float) -> Iterator[Opening]:
-        """To be tried in this order while the reason is PROTOCOL. Raises SourceError."""
+        """To be tried in this order, until one opens or fails for a reason that all share. Raises SourceError."""
         ...
 
     def allow_until(self, deadline: float, late: SourceError) -> None:
@@ -102,8 +102,6 @@ class HttpInput(_Passive):
 
     def __init__(self, url: str, username: str | None, password: str | None, networks: Networks) -> None:
         self._url = url
-        self._credentials = username, password
-        self._networks = networks
         self._client = HttpClient(url, username, password, networks)
         self._file: io.RawIOBase | None = None
 
@@ -113,16 +111,21 @@ class HttpInput(_Passive):
     def openings(self, deadline: float) -> Iterator[Opening]:
         answer = self._client.get(self._url)
         try:
-            begin = self._client.read(answer, len(MAGIC))
+            begin = self._client.read_exactly(answer, len(MAGIC))
         except SourceError:
             answer.close()
             raise
-        options = {"protocol_whitelist": "http,https,crypto", "format_whitelist": f"{_CONTAINERS},hls,live_flv",
-                   "analyzeduration": "1000000"}  # fmt: skip
+        options = {"analyzeduration": "1000000", "format_whitelist": f"{_CONTAINERS},live_flv"}
         if begin == MAGIC:
             # Keeping connections is libavformat's own affair: it would look for one of its own behind our files.
             # What a segment is called says nothing, where nothing but http can be opened.
-            options |= {"http_persistent": "0", "http_multiple": "0", "extension_picky": "0"}
+            options |= {
+                "http_persistent": "0",
+                "http_multiple": "0",
+                "extension_picky": "0",
+                "protocol_whitelist": "http,https,crypto",
+                "format_whitelist": f"{_CONTAINERS},hls",
+            }
             opener = PlaylistOpener(self._client, answer, begin)
             yield Opening(answer.url, "hls", options, "hls", opener)
             return
@@ -183,8 +186,7 @@ class SrtInput(_Passive):
             self._file.allow_until(deadline, late)
 
     def openings(self, deadline: float) -> Iterator[Opening]:
-        family, target = resolve(self._host, self._port, deadline, self._networks, socket.SOCK_DGRAM)[0]
-        peer = f"[{target[0]}]:{self._port}" if family == socket.AF_INET6 else f"{target[0]}:{self._port}"
+        peer = next(_peers(self._host, self._port, deadline, self._networks, socket.SOCK_DGRAM))
         self._file = SrtFile(f"srt://{peer}?mode=caller", self._properties)
         self._file.allow_until(*self._patience)
         self._file.open()
@@ -214,14 +216,14 @@ class RtspInput(_Passive):
     def openings(self, deadline: float) -> Iterator[Opening]:
         if self._networks.allow is not None:
             raise SourceError(Reason.FORBIDDEN, "rtsp_client libav cannot be held to allow_networks")
-        url = _numeric(*self._address, deadline, self._networks)
         options = {
             "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls",
             "format_whitelist": "rtsp,mpegts",
             "analyzeduration": "200000",  # opens in .3 s and without a backlog, instead of 1.9 s with 27 frames
         }
-        for transport in self._transports:
-            yield Opening(url, transport, options | {"rtsp_transport": transport})
+        for url in _numeric(*self._address, deadline, self._networks):
+            for transport in self._transports:
+                yield Opening(url, transport, options | {"rtsp_transport": transport})
 
 
 class RtmpInput(_Passive):
@@ -233,7 +235,6 @@ class RtmpInput(_Passive):
         self._networks = networks
 
     def openings(self, deadline: float) -> Iterator[Opening]:
-        url = _numeric(*self._address, deadline, self._networks)
         parts = urlsplit(self._address[0])
         # The server is told the name that was asked for, as virtual hosts need it.
         names = [name for name in parts.path.split("/") if name]
@@ -245,7 +246,8 @@ class RtmpInput(_Passive):
             "rtmp_tcurl": f"rtmp://{parts.netloc}/{application}",
             "analyzeduration": "200000",
         }
-        yield Opening(url, "rtmp", options)
+        for url in _numeric(*self._address, deadline, self._networks):
+            yield Opening(url, "rtmp", options)
 
 
 class DeviceInput(_Passive):
@@ -287,14 +289,23 @@ def input_for(
     raise SourceError(Reason.ERROR, "not an address that is served")
 
 
-def _numeric(url: str, username: str | None, password: str | None, deadline: float, networks: Networks) -> str:
-    """The URL with a checked IP address in place of the host's name, and with credentials, percent-encoded."""
+def _numeric(
+    url: str, username: str | None, password: str | None, deadline: float, networks: Networks
+) -> Iterator[str]:
+    """The URL with each checked IP address in place of the host's name, and with credentials, percent-encoded."""
     parts = urlsplit(url)
     port = parts.port or _DEFAULT_PORTS[parts.scheme]
-    family, target = resolve(parts.hostname or "", port, deadline, networks)[0]
-    host = f"[{target[0]}]:{port}" if family == socket.AF_INET6 else f"{target[0]}:{port}"
-    if username is not None:
-        user_info = quote(username, safe="") + (f":{quote(password, safe='')}" if password is not None else "")
-        host = f"{user_info}@{host}"
     written = "rtsp" if parts.scheme == "rtspt" else parts.scheme
-    return urlunsplit((written, host, parts.path, parts.query, ""))
+    for peer in _peers(parts.hostname or "", port, deadline, networks):
+        if username is not None:
+            user_info = quote(username, safe="") + (f":{quote(password, safe='')}" if password is not None else "")
+            peer = f"{user_info}@{peer}"
+        yield urlunsplit((written, peer, parts.path, parts.query, ""))
+
+
+def _peers(
+    host: str, port: int, deadline: float, networks: Networks, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> Iterator[str]:
+    """`address:port` for each checked address. Raises SourceError."""
+    for family, target in resolve(host, port, deadline, networks, kind):
+        yield f"[{target[0]}]:{port}" if family == socket.AF_INET6 else f"{target[0]}:{port}"

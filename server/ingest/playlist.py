@@ -62,8 +62,8 @@ class PlaylistOpener:
         if encrypted:
             return DecryptedFile(HttpFile(self._client, answer, offset, end), options.get("key"), options.get("iv"))
         if offset == 0 and end is None:
-            begin = self._client.read(answer, len(MAGIC))
-            if begin == MAGIC[: len(begin)] and begin:
+            begin = self._client.read_exactly(answer, len(MAGIC))
+            if begin == MAGIC:
                 return self._playlist(answer, begin)
             return HttpFile(self._client, answer, begun=begin)
         return HttpFile(self._client, answer, offset, end)

@@ -153,6 +153,24 @@ def test_encrypted_hls_plays(clips: Path) -> None:
         assert not any(unit.damaged for unit in units)
 
 
+def test_a_playlist_that_comes_in_pieces_is_one(clips: Path) -> None:
+    playlist = PLAYLIST.format(key="", name="clip.ts").encode()
+
+    def answer(request: Request) -> None:
+        if request.path != "/x":
+            request.send((clips / "clip.ts").read_bytes())
+            return
+        request.send_response(200)
+        request.end_headers()
+        for piece in (playlist[:3], playlist[3:20], playlist[20:]):
+            request.wfile.write(piece)
+            request.wfile.flush()
+            time.sleep(0.05)
+
+    with serving(answer) as (address, _):
+        assert len(play(f"{address}/x")) == FRAMES
+
+
 def test_names_in_a_redirected_playlist_count_from_where_it_lies(clips: Path) -> None:
     media = files({"/deep/x.m3u8": PLAYLIST.format(key="", name="clip.ts").encode(),
                    "/deep/clip.ts": (clips / "clip.ts").read_bytes()})  # fmt: skip

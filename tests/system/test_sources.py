@@ -301,7 +301,7 @@ def test_a_wrong_passphrase_is_no_stream(clip: Path) -> None:
         error = failure(settings(url, password="not the passphrase", open_timeout_s=2.0))
         assert error.reason is Reason.AUTH
         assert "not the passphrase" not in error.detail
-        assert describe(settings(url, password="0123456789abc")).codec == "h264"
+        assert describe(settings(f"{url}&pbkeylen=16", password="0123456789abc")).codec == "h264"
 
 
 # Loss.
@@ -330,15 +330,15 @@ class Lossy(TransportStream):
         pass
 
 
-@pytest.mark.parametrize("run", [1, 3])
+@pytest.mark.parametrize("run", [1, 2])
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_frames_damaged_by_loss_are_not_shown(tmp_path: Path, codec: str, run: int) -> None:
-    """One loss of `run` datagrams, anywhere. What is shown is what was sent, to the last pixel. libavcodec itself does
-    not see every cut in H.265."""
+    """One loss of `run` datagrams, anywhere: fewer than the sixteen packets that no counter tells of. What is
+    shown is what was sent, to the last pixel. libavcodec itself does not see every cut in H.265."""
     clip = write_clip(tmp_path / "clip.ts", codec, frames=4 * FPS)
     expected = {picture.to_ndarray().tobytes() for picture in whole_pictures(clip)}
     chunks = clip.stat().st_size // TS_BYTES
-    for first in range(chunks // 3, 2 * chunks // 3, 5):
+    for first in range(chunks // 3, 2 * chunks // 3, 6):
         source = LibavSource("", reads=Lossy(clip, range(first, first + run)), realtime=False)
         decoder = Decoder(source.open())
         verdicts = [v for seq, unit in enumerate(source.units()) if unit for v in decoder.decode(seq, unit)]
