@@ -64,7 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.inside:
         namespace.set_up()
-    report: dict[str, Any] = {"machine": machine(), "versions": versions(), "phase_s": options.phase, "cases": []}
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "versions": versions(),
+        "phase_s": options.phase,
+        "hold_at_most_s": options.hold_at_most,
+        "cases": [],
+    }
     began = time.monotonic()
     lines = {line["case"]: line for line in done}
     try:

@@ -87,6 +87,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{_sum(ran, 'unbalanced')} of {_sum(ran, 'reads')} reads of ledgers unbalanced, "
         f"{_sum(strict, 'torn')} results of torn pictures where none is allowed.\n"
     )
+    out.append(
+        f"Healthy cameras were watched for {report['phase_s']:g} s before, during and after each fault. "
+        "Cases may be of an earlier run (`--resume`); load average at the begin "
+        f"of the last run: {what['load_average_at_begin']:.1f}.\n"
+    )
+    if (most := report.get("hold_at_most_s")) is not None:
+        out.append(f"No fault lasted longer than {most:g} s (`--hold-at-most`).\n")
     out.append("| fault | over | expected | seen (bound) | back (bound) | dropped | witness p99, ms | |")
     out.append("|---|---|---|---|---|---|---|---|")
     for row in MATRIX:

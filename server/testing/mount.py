@@ -171,9 +171,14 @@ class LiveMount:
             if self._timeline.peek() != scheduled:
                 continue  # the clip was switched meanwhile
             self._timeline.advance()
-            if not self.mount.faults.stalled and self.clients:
-                self._report()
-                await self._send(scheduled)
+            if not self.clients:
+                continue
+            if self.mount.faults.stalled:
+                # Lost on the way. Frames that are left out without a gap in the numbers are what no camera sends.
+                self._track.packets(scheduled.frame.payloads, scheduled.pts + self._jumped)
+                continue
+            self._report()
+            await self._send(scheduled)
 
     async def _send(self, scheduled: Scheduled) -> None:
         faults = self.mount.faults

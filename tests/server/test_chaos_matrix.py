@@ -129,8 +129,8 @@ def test_the_page_has_every_case_with_its_figures() -> None:
     good = headline(case) | told(STALL, seen()) | {"ok": True, "seconds": 20.0}
     bad = {**headline(next(cases())), "faults": ["it could not be run"], "ok": False}
     skipped = {**headline(Case(MATRIX[1], "tcp", "h264")), "skipped": "no network", "ok": False, "faults": []}
-    machine = {"cpu": "a CPU", "cores": 2, "kernel": "6"}
-    page = markdown({"machine": machine, "cases": [good, bad, skipped]})
+    machine = {"cpu": "a CPU", "cores": 2, "kernel": "6", "load_average_at_begin": 1.5}
+    page = markdown({"machine": machine, "phase_s": 6.0, "hold_at_most_s": 10.0, "cases": [good, bad, skipped]})
     assert "| 1.5 (2.5) | 1 (2.75) | none | 10 / 12 / 10 | ok |" in page
     assert "skipped: no network" in page
     assert f"**{bad['case']}**: it could not be run" in page
