@@ -37,7 +37,7 @@ class Live:
 async def live_server(runtime: FakeRuntime, **settings: object) -> AsyncIterator[Live]:
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    chosen = ServerSettings(port=0, **settings)  # type: ignore[arg-type]
+    chosen = ServerSettings(**{"port": 0, **settings})  # type: ignore[arg-type]
     task = asyncio.create_task(serve(create_app(runtime, chosen), chosen, address.set_result, stop=stop))
     await asyncio.wait((task, address), return_when=asyncio.FIRST_COMPLETED)
     try:

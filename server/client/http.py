@@ -1,0 +1,45 @@
+"""One HTTP request, with the standard library: blocking, so it runs in a thread."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any
+
+from server.client.errors import Unreachable, api_error
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The server redirects no call of its interface, and a token must not follow to another host."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+class Http:
+    """Requests to one server."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, context: ssl.SSLContext | None) -> None:
+        self._url = url
+        self._headers = dict(headers)
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+
+    def request(self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None) -> bytes:
+        """The answer's body. ApiError; Unreachable."""
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        request = urllib.request.Request(self._url + path, body, headers, method=method)
+        try:
+            with self._opener.open(request, timeout=timeout_s or self._timeout_s) as response:
+                answer: bytes = response.read()
+                return answer
+        except urllib.error.HTTPError as error:
+            with error:
+                raise api_error(error.code, dict(error.headers), error.read()) from None
+        except urllib.error.URLError as error:
+            raise Unreachable(f"{self._url}: {error.reason}") from error
+        except (OSError, HTTPException) as error:
+            raise Unreachable(f"{self._url}: {error or type(error).__name__}") from error
