@@ -1,0 +1,1 @@
+"""A running server from the command line."""
