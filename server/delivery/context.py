@@ -39,6 +39,8 @@ class Context:
         self.detects = asyncio.Semaphore(DETECTS_AT_ONCE)
         self.dry_runs = asyncio.Semaphore(DRY_RUNS_AT_ONCE)
         self._clients = 0
+        self._alone = asyncio.Event()
+        self._alone.set()
 
     def stream(self, stream_id: str) -> StreamHandle:
         """StreamNotFound if there is none."""
@@ -56,15 +58,25 @@ class Context:
     def client(self, kind: str) -> Iterator[None]:
         """Counts a subscriber (websocket, sse, mjpeg, live) while it is there."""
         self._clients += 1
+        self._alone.clear()
         self.runtime.metrics.client_changed(kind, 1)
         try:
             yield
         finally:
             self._clients -= 1
+            if not self._clients:
+                self._alone.set()
             self.runtime.metrics.client_changed(kind, -1)
 
+    async def alone(self, timeout_s: float) -> None:
+        """Wait until the last subscriber has gone, so long at most."""
+        try:
+            await asyncio.wait_for(self._alone.wait(), timeout_s)
+        except TimeoutError:
+            pass
+
     def stop(self) -> None:
-        """End all subscriptions and endless answers."""
+        """End all subscriptions and endless answers. Each is told why on its own way out: see `alone`."""
         self.stopping.set()
         self.runtime.hub.close()
         self.runtime.journal.feed.close()

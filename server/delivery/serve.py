@@ -26,6 +26,7 @@ _DEAD_S = 40
 """A peer that has acknowledged nothing for so long is dropped by the kernel: half-open SSE and MJPEG clients."""
 _SEND_BUFFER = 128 << 10
 """Bytes (the kernel doubles it). Autotuning would let megabytes of old messages pile up before a slow client shows."""
+_FAREWELL_S = 0.5
 _SHUTDOWN_S = 2
 
 
@@ -94,6 +95,8 @@ async def serve(
             for task in watching:
                 task.cancel()
             app.state.context.stop()
+            # Uvicorn would close WebSockets itself, with 1012 and no reason, before they have been told.
+            await app.state.context.alone(_FAREWELL_S)
             server.should_exit = True
             await asyncio.shield(serving)
 

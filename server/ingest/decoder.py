@@ -75,6 +75,7 @@ class Decoder:
         self._name = _DECODERS.get(info.codec, info.codec)
         self._threads = threads
         self._listener = listener()
+        self._listener.take(self._name)  # what was said before is not about this decoder's pictures
         self._matrix = _display_matrix(info.rotation) if info.rotation else None
         self._sets = ParameterSets(info.codec, info.extradata) if info.codec in ("h264", "hevc") else None
         self._numbers = FrameNumbers(info.extradata) if info.codec == "h264" else None

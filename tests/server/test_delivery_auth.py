@@ -119,7 +119,8 @@ async def test_the_token_is_taken_out_of_the_query(
         await client.get(f"/streams?token={TOKEN}")
     assert queries == [b"width=64&quality=9&annotate=true", b""]
     assert runtime.snapshots == [("door", True, 64, 9)]
-    assert TOKEN not in caplog.text
+    ours = [record.getMessage() for record in caplog.records if record.name != "httpx"]  # the client's own log may
+    assert not any(TOKEN in message for message in ours)
 
 
 @pytest.mark.parametrize(

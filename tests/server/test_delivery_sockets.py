@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import uvicorn
 from fake_runtime import JPEG, FakeRuntime, detection
 from live_server import Live, live_server, raw_websocket, until
 from websockets.asyncio.client import ClientConnection, connect
@@ -32,13 +33,20 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(params=["past ASGI", "through ASGI"])
 async def live(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
-    """Everything holds on both ways to the socket."""
+    """Everything holds on both ways to the socket, whenever uvicorn looks whether it is to end."""
+    monkeypatch.setattr(uvicorn.Server, "main_loop", _impatient)
     if request.param == "through ASGI":
         monkeypatch.setattr(PushProtocol, "handle_connect", PushProtocol.__base__.handle_connect)  # type: ignore[union-attr]
     runtime = FakeRuntime()
     runtime.add("door")
     async with live_server(runtime) as live:
         yield live
+
+
+async def _impatient(server: uvicorn.Server) -> None:
+    """Uvicorn's own looks every .1 s, which may be at once."""
+    while not server.should_exit:  # noqa: ASYNC110  (uvicorn has a flag only)
+        await asyncio.sleep(0.001)
 
 
 async def receive(websocket: ClientConnection) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -77,6 +78,18 @@ def test_a_clean_stream_is_shown_whole_and_in_order(coding: str, threads: int) -
     assert dropped(verdicts) == {}
     times = [units[v.seq].pts for v in verdicts]
     assert times == sorted(units[n].pts or 0 for n in range(len(units)))
+    assert not decoder.complaints
+
+
+def test_what_another_decoder_complained_of_before_condemns_nothing() -> None:
+    Decoder(StreamInfo("h264"))  # from the first one on, libav's log is listened to
+    foreign = av.CodecContext.create("h264", "r")
+    unit = encoded("p")[0]
+    with contextlib.suppress(av.error.FFmpegError):
+        foreign.decode(av.Packet(unit.data[: len(unit.data) // 2]))  # type: ignore[attr-defined]
+        foreign.decode(None)  # type: ignore[attr-defined]
+    decoder = Decoder(StreamInfo("h264"))
+    assert dropped(decode(decoder, encoded("p"))) == {}
     assert not decoder.complaints
 
 
