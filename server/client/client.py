@@ -163,7 +163,7 @@ class Client:
 
     async def remove_stream(self, stream_id: str) -> None:
         """NotFound."""
-        await self._request("DELETE", _of(stream_id))
+        await self._http.request("DELETE", _of(stream_id))
 
     async def ledger(self, stream_id: str) -> dict[str, Any]:
         """Where every frame went: received, completed, in_flight, dropped (stage -> reason -> frames). NotFound."""
@@ -172,7 +172,7 @@ class Client:
     async def snapshot(self, stream_id: str, *, annotate: bool = False, width: int | None = None) -> bytes:
         """The newest frame as JPEG. NotFound, also while there is no picture yet."""
         query = _query({"annotate": "true" if annotate else None, "width": width})
-        return await self._request("GET", f"{_of(stream_id)}/snapshot.jpg{query}")
+        return await self._http.request("GET", f"{_of(stream_id)}/snapshot.jpg{query}")
 
     async def models(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], await self._json("GET", "/models"))
@@ -187,16 +187,11 @@ class Client:
     async def _json(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> Any:
-        answer = await self._request(method, path, None if body is None else msgspec.json.encode(body), timeout_s)
+        answer = await self._http.request(method, path, None if body is None else msgspec.json.encode(body), timeout_s)
         try:
             return msgspec.json.decode(answer)
         except msgspec.DecodeError as error:
             raise ClientError(f"{path}: the answer is not JSON: {error}") from error
-
-    async def _request(
-        self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None
-    ) -> bytes:
-        return await asyncio.to_thread(self._http.request, method, path, body, timeout_s)
 
 
 def _checked(url: str) -> str:

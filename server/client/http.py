@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -10,6 +12,8 @@ from http.client import HTTPException
 from typing import Any
 
 from server.client.errors import Unreachable, api_error
+
+THREAD = "yolov9-request"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -28,8 +32,35 @@ class Http:
         self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
 
-    def request(self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None) -> bytes:
+    async def request(self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None) -> bytes:
         """The answer's body. ApiError; Unreachable."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+
+        def settle(body: bytes, error: Exception | None) -> None:
+            if answer.done():  # nobody waits any more
+                return
+            if error is None:
+                answer.set_result(body)
+            else:
+                answer.set_exception(error)
+
+        def ask() -> None:
+            outcome: tuple[bytes, Exception | None]
+            try:
+                outcome = self._request(method, path, body, timeout_s), None
+            except Exception as error:  # raised where it is waited for
+                outcome = b"", error
+            try:
+                loop.call_soon_threadsafe(settle, *outcome)
+            except RuntimeError:  # the loop is closed
+                pass
+
+        # A thread of its own: the end of the loop, after Ctrl-C say, waits for those of `asyncio.to_thread`.
+        threading.Thread(target=ask, name=THREAD, daemon=True).start()
+        return await answer
+
+    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> bytes:
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         request = urllib.request.Request(self._url + path, body, headers, method=method)
         try:

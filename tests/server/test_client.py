@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from server.client import (
     Unreachable,
 )
 from server.client.errors import api_error
+from server.client.http import THREAD
 from server.client.outages import Outages
 
 FAST = (0.02, 0.1)
@@ -185,6 +188,17 @@ async def test_nobody_there() -> None:
     async with Client("http://127.0.0.1:9") as client:
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
             await client.streams()
+
+
+def test_an_answer_that_does_not_come_holds_nobody_up() -> None:
+    async def ask(port: int) -> None:
+        async with Client(f"http://127.0.0.1:{port}", timeout_s=20) as client:
+            await asyncio.wait_for(client.streams(), 0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(TimeoutError):
+            asyncio.run(ask(silent.getsockname()[1]))
+        assert any(thread.name == THREAD for thread in threading.enumerate()), "the loop has waited for it"
 
 
 @pytest.mark.parametrize(
