@@ -136,6 +136,26 @@ async def test_refusals_are_final_and_typed(live: Live, client: Client) -> None:
             assert (await anext(friend.detections("door")))["type"] == "state"
 
 
+async def test_a_full_server_is_asked_again_when_it_says_so() -> None:
+    pauses: list[tuple[float, Exception]] = []
+    async with (
+        asyncio.timeout(20),
+        live_server(runtime_with("door"), max_clients=1) as full,
+        Client(full.http) as first,
+        Client(full.http, on_retry=lambda *why: pauses.append(why)) as second,
+    ):
+        inside = first.detections()
+        await anext(inside)
+        outside = asyncio.ensure_future(after_states(second.detections()))
+        await until(lambda: len(pauses) == 1)
+    with pytest.raises(StopAsyncIteration):  # the client was left while it paused
+        await outside
+    (pause_s, why) = pauses[0]
+    assert pause_s == 5
+    assert isinstance(why, ApiError)
+    assert (why.status, why.passing) == (503, True)
+
+
 async def test_streams_come_change_and_go(client: Client) -> None:
     added = await client.add_stream("rtsp://192.0.2.7/a", id="gate", max_fps=5, username="u", password="p")
     assert (added["id"], added["max_fps"], added["password"]) == ("gate", 5, "***")
