@@ -17,6 +17,7 @@ from typing import Any
 from server.analytics.event_store import EventStore
 from server.analytics.journal import Journal
 from server.checks import Check, StoreWatch
+from server.connect.mqtt import Mqtt
 from server.delivery.hub import Hub
 from server.delivery.ports import NoPicture
 from server.detect import Detected
@@ -95,6 +96,8 @@ class Runtime:
         self._spawn(self.registry.scan())
         self._spawn(self._tick())
         self._spawn(self._store_watch.run())
+        if self._settings.mqtt_url is not None:
+            self._spawn(Mqtt(self._settings, self.journal, lambda: self.streams, clock=self._clock).run())
 
     async def drain(self) -> None:
         """The first half of `stop`: no new frames, and what is in the house is answered to whoever still listens."""

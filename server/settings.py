@@ -5,6 +5,7 @@ Descriptions of the fields are the documentation: `configs/server.yaml` is writt
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import re
@@ -12,13 +13,14 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.addresses import SOURCE_SCHEMES
+from server.addresses import SOURCE_SCHEMES, split_credentials
 
 ENVIRONMENT_PREFIX = "YOLOV9_"
 
@@ -146,6 +148,19 @@ class ServerSettings(BaseSettings):
     swap_max_slowdown: float = Field(
         4.0, ge=1, le=1000, description="A model that takes so many times the active one's time is not activated."
     )
+    mqtt_url: SecretStr | None = Field(
+        None,
+        description="Broker that is told events and states: mqtt://user:password@host:1883, or mqtts:// for TLS. "
+        "Better given as YOLOV9_MQTT_URL.",
+    )
+    mqtt_prefix: str = Field("yolov9", pattern=r"^[^+#/\s]+(/[^+#/\s]+)*$", description="First levels of our topics.")
+    mqtt_discovery: bool = Field(True, description="Tell Home Assistant of the streams, their zones and lines.")
+    mqtt_discovery_prefix: str = Field(
+        "homeassistant", pattern=r"^[^+#/\s]+(/[^+#/\s]+)*$", description="Home Assistant's own prefix of discovery."
+    )
+    mqtt_detections_per_s: float = Field(
+        1.0, ge=0, le=30, description="Most detection messages of each stream, the newest frame's; 0: none."
+    )
 
     @field_validator("media", "model_folders", mode="before")
     @classmethod
@@ -179,6 +194,23 @@ class ServerSettings(BaseSettings):
             return None
         if not all(33 <= ord(character) < 127 for character in value.get_secret_value()):
             raise ValueError("must be of printable ASCII characters without blanks: it travels in a header")
+        return value
+
+    @field_validator("mqtt_url")
+    @classmethod
+    def _usable_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or value.get_secret_value() == "":
+            return None
+        try:
+            parts = urlsplit(split_credentials(value.get_secret_value())[0])
+            usable = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0
+            usable = usable and not (parts.path.strip("/") or parts.query or parts.fragment)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("must be mqtt://host or mqtts://host, perhaps with user:password@ and a port")
+        if importlib.util.find_spec("aiomqtt") is None:
+            raise ValueError("MQTT needs a package: pip install 'yolov9-server[mqtt]'")
         return value
 
     @model_validator(mode="after")
