@@ -19,6 +19,7 @@ import msgspec
 
 from server.client import ApiError, Client, ClientError
 from server.ctl import text
+from server.secrecy import hide_arguments
 
 _URL = "http://127.0.0.1:8080"
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m server.ctl", description="Look at a running server and change it.")
     p.add_argument("--url", default=os.environ.get("YOLOV9_URL") or _URL, help=f"default YOLOV9_URL, else {_URL}")
     p.add_argument(
-        "--token", help="default YOLOV9_TOKEN, which other users of this machine cannot read in the list of processes"
+        "--token", help="default YOLOV9_TOKEN, which is better: arguments stand in the list of processes for a moment"
     )
     p.add_argument("--cacert", type=Path, metavar="FILE", help="trust this certificate (PEM) for https")
     p.add_argument("--json", action="store_true", help="as the server says it; one line for each live message")
@@ -80,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Exit status, with one line for each fault on stderr."""
     options = parser().parse_args(argv)
+    passwords = [
+        setting.partition("=")[2] for setting in getattr(options, "set", ()) if setting.startswith("password=")
+    ]
+    hide_arguments([options.token, *passwords], [options.address] if "address" in options else ())
     try:
         asyncio.run(_run(options))
         sys.stdout.flush()

@@ -137,12 +137,18 @@ async def process(live: Live, *arguments: str) -> asyncio.subprocess.Process:
     )  # fmt: skip
 
 
+def arguments_of(pid: int) -> str:
+    """As everybody on this machine sees them."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 async def test_interrupts_and_closed_pipes_end_it_quietly(live: Live) -> None:
     async with asyncio.timeout(30):
         interrupted, piped = await asyncio.gather(*[process(live, "streams", "watch") for _ in range(2)])
         assert interrupted.stdout is not None
         assert piped.stdout is not None
         assert await interrupted.stdout.readline() == await piped.stdout.readline() == b"-- door is running\n"
+        assert TOKEN not in arguments_of(interrupted.pid)
         interrupted.send_signal(signal.SIGINT)
         assert await interrupted.communicate() == (b"", b"")
         assert interrupted.returncode == 130
