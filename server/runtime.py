@@ -18,6 +18,7 @@ from server.analytics.event_store import EventStore
 from server.analytics.journal import Journal
 from server.checks import Check, StoreWatch
 from server.connect.mqtt import Mqtt
+from server.connect.webhooks import Hook
 from server.delivery.hub import Hub
 from server.delivery.ports import NoPicture
 from server.detect import Detected
@@ -98,6 +99,8 @@ class Runtime:
         self._spawn(self._store_watch.run())
         if self._settings.mqtt_url is not None:
             self._spawn(Mqtt(self._settings, self.journal, lambda: self.streams, clock=self._clock).run())
+        for hook in self._settings.webhooks:
+            self._spawn(Hook(hook, self._settings, self.journal, self.metrics, wall_clock=self._wall_clock).run())
 
     async def drain(self) -> None:
         """The first half of `stop`: no new frames, and what is in the house is answered to whoever still listens."""

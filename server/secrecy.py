@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from server.addresses import MASK, masked_url
 
-_SECRET_VARIABLE = re.compile(r"^YOLOV9_\w*(TOKEN|PASSWORD|SECRET|KEY|MQTT_URL)", re.I)
+_SECRET_VARIABLE = re.compile(r"^YOLOV9_\w*(TOKEN|PASSWORD|SECRET|KEY|MQTT_URL|WEBHOOKS)", re.I)
 
 
 def child_environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +17,17 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import to_jsonable_python
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -35,6 +46,13 @@ def _networks(value: object) -> object:
     return [ipaddress.ip_network(n) if isinstance(n, str) else n for n in pieces] if isinstance(pieces, list) else value
 
 
+def _json(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("is not JSON") from None
+
+
 CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
 Networks = Annotated[list[InstanceOf[IPv4Network] | InstanceOf[IPv6Network]], NoDecode, BeforeValidator(_networks)]
 NO_SOURCES = [ipaddress.ip_network(text) for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")]
@@ -43,6 +61,34 @@ NO_SOURCES = [ipaddress.ip_network(text) for text in ("169.254.0.0/16", "fe80::/
 
 class SettingsError(ValueError):
     """Settings that cannot be used. One sentence for each fault, naming the field; never holds a token."""
+
+
+class Webhook(BaseModel):
+    """Where events are posted to. The address is kept secret, too: many services put a key into it."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """Its place in the events is kept under it."""
+    url: SecretStr
+    secret: SecretStr = Field(min_length=16)
+    """Signs what is sent."""
+    streams: list[str] | None = None
+    classes: list[str] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            usable = usable and parts.username is None and all(33 <= ord(character) < 127 for character in text)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("must be http:// or https:// with a host, without user and password")
+        return value
 
 
 class ServerSettings(BaseSettings):
@@ -161,6 +207,14 @@ class ServerSettings(BaseSettings):
     mqtt_detections_per_s: float = Field(
         1.0, ge=0, le=30, description="Most detection messages of each stream, the newest frame's; 0: none."
     )
+    webhooks: Annotated[list[Webhook], NoDecode, BeforeValidator(_json)] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Events are posted there: list of {name, url, secret, streams, classes}; JSON in the environment.",
+    )
+    webhook_give_up_h: float = Field(
+        24.0, gt=0, le=8760, description="Events that are older are given up by webhooks once an attempt fails."
+    )
 
     @field_validator("media", "model_folders", mode="before")
     @classmethod
@@ -194,6 +248,13 @@ class ServerSettings(BaseSettings):
             return None
         if not all(33 <= ord(character) < 127 for character in value.get_secret_value()):
             raise ValueError("must be of printable ASCII characters without blanks: it travels in a header")
+        return value
+
+    @field_validator("webhooks")
+    @classmethod
+    def _different_names(cls, value: list[Webhook]) -> list[Webhook]:
+        if len({hook.name for hook in value}) < len(value):
+            raise ValueError("two have the same name")
         return value
 
     @field_validator("mqtt_url")

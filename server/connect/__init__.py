@@ -1,1 +1,1 @@
-"""What the server tells other systems by itself: MQTT."""
+"""What the server tells other systems by itself: MQTT and webhooks."""

@@ -98,6 +98,7 @@ class Metrics:
         self._events: dict[str, dict[str, int]] = {}
         self._events_lost = 0
         self._event_store_errors = 0
+        self._webhook_events = {"delivered": 0, "retried": 0, "given_up": 0}
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
@@ -162,6 +163,10 @@ class Metrics:
     def event_store_error(self) -> None:
         """Events could not be written; they wait."""
         self._event_store_errors += 1
+
+    def webhook_event(self, result: str) -> None:
+        """An attempt to post an event (delivered, retried, given_up)."""
+        self._webhook_events[result] += 1
 
     def forget(self, stream: str) -> None:
         """A stream has gone, and its series with it."""
@@ -267,6 +272,8 @@ class Metrics:
                    [("", self._events_lost)]),
             family("yolov9_event_store_errors_total", "counter", "Attempts to store events that failed.",
                    [("", self._event_store_errors)]),
+            family("yolov9_webhook_events_total", "counter", "Attempts to post events to webhooks.",
+                   by("result", self._webhook_events)),
             family("yolov9_websocket_messages_dropped_total", "counter", "Messages that subscribers did not get.",
                    by("reason", self._messages_dropped)),
         ]  # fmt: skip
