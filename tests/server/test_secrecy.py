@@ -40,6 +40,7 @@ def test_arguments_without_secrets_stay() -> None:
 
 def test_other_processes_inherit_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = {"YOLOV9_TOKEN", "yolov9_token", "YOLOV9_MQTT_PASSWORD", "YOLOV9_WEBHOOK_SECRET"}
+    secret |= {"YOLOV9_WEBHOOKS", "YOLOV9_MQTT_URL"}
     plain = {"YOLOV9_PORT", "_YOLOV9_LOGS", "HOME_TOKENS"}
     for name in secret | plain:
         monkeypatch.setenv(name, "x")
