@@ -17,7 +17,7 @@ COPY server server
 
 FROM python:3.11-slim-bookworm AS cpu
 COPY --from=source /src /src
-RUN pip install --no-cache-dir /src -c /src/constraints.txt
+RUN pip install --no-cache-dir '/src[hls,mqtt]' -c /src/constraints.txt
 RUN useradd --system --create-home --home-dir /data --uid 10001 yolov9 && chmod 700 /data
 USER yolov9
 WORKDIR /data
