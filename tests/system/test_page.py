@@ -156,6 +156,34 @@ def test_boxes_are_drawn_on_the_very_frame_that_they_belong_to_and_soon(
     assert behind[len(behind) // 2] < 0.3, behind
 
 
+PAIRING = """
+async () => {
+  const {Pairing} = await import("/web/js/pairing.js");
+  const log = [];
+  const pairing = new Pairing();
+  const take = () => {
+    const pair = pairing.take();
+    log.push(pair && [pair.picture.seq, pair.result.seq, pair.skipped.map(({seq}) => seq)]);
+  };
+  pairing.addPicture({seq: 1}); take();              // no result yet
+  pairing.addResult({seq: 1}); take(); take();       // now, and once only
+  for (const seq of [2, 3, 4]) pairing.addResult({seq});
+  for (const seq of [2, 3, 5]) pairing.addPicture({seq});
+  take();                                            // the newest that is whole; 5 goes on waiting
+  pairing.addResult({seq: 5}); take();
+  log.push([6, 7, 8, 9, 10].flatMap((seq) => pairing.addPicture({seq})).map(({seq}) => seq));  // few wait
+  for (let seq = 100; seq < 300; seq++) pairing.addResult({seq});
+  pairing.addPicture({seq: 101}); take();            // so late that its result is forgotten
+  pairing.clear(); pairing.addResult({seq: 1}); pairing.addPicture({seq: 1}); take();  // numbered anew
+  return log;
+}
+"""
+
+
+def test_a_picture_is_paired_with_its_own_result_whichever_comes_first(yard: Any, page: Any) -> None:
+    assert page.evaluate(PAIRING) == [None, [1, 1, []], None, [3, 3, [2]], [5, 5, []], [6], None, [1, 1, []]]
+
+
 def _behind(shown: dict[str, Any], camera: Camera) -> float:
     """Seconds from the camera's sending of a picture to its being on the canvas. The clip repeats every few seconds."""
     monotonic = shown["at"] - time.time() + time.monotonic()
@@ -234,7 +262,7 @@ def test_every_view_is_accessible_in_both_themes_and_fits_a_phone(
         page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(f"{root}#/{view}")
         expect(page.locator("main h1")).to_be_visible()
-        page.wait_for_function("!document.querySelector('main .notice .spinner')")
+        expect(page.locator("main .notice .spinner")).to_have_count(0)
         check_accessible(page, rules)
         page.set_viewport_size({"width": 390, "height": 844})
         page.screenshot(path=tmp_path / f"{view.replace('/', '-')}-{theme}-phone.png")

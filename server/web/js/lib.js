@@ -1,8 +1,8 @@
 /** The view library, and a store: state outside of components, which they follow. */
 
-import { html, render, useCallback, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { html, render, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 
-export { html, render, useCallback, useEffect, useMemo, useRef, useState };
+export { html, render, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
 
 /** State as one frozen object. `set` takes the fields that change, and tells whoever follows. */
 export function createStore(initial) {

@@ -1,6 +1,6 @@
 /** Zones and lines over the picture, to be drawn and moved: by mouse, finger or keyboard. */
 
-import { html, useEffect, useRef, useState } from "./lib.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./lib.js";
 import { forward } from "./overlay.js";
 import { round } from "./views/shapes.js";
 
@@ -18,7 +18,12 @@ function moved([x, y], event) {
 export function ShapeCanvas({ shapes }) {
   const { draft, drawing, selected } = shapes;
   const svg = useRef(null);
-  const [cursor, setCursor] = useState([0.5, 0.5]);
+  const [cursor, showCursor] = useState([0.5, 0.5]);
+  const at = useRef(cursor); // `cursor` at once: keys may be faster than the page is drawn anew
+  const setCursor = (point) => {
+    at.current = point;
+    showCursor(point);
+  };
   const [size, setSize] = useState([1600, 900]);
   const dragged = useRef(null); // {kind, index, corner}
   useEffect(() => {
@@ -26,7 +31,7 @@ export function ShapeCanvas({ shapes }) {
     observer.observe(svg.current);
     return () => observer.disconnect();
   }, []);
-  useEffect(() => {
+  useLayoutEffect(() => { // the next key is for the picture already
     if (drawing === null) return;
     setCursor([0.5, 0.5]);
     svg.current.focus();
@@ -37,22 +42,23 @@ export function ShapeCanvas({ shapes }) {
     return [round((event.clientX - left) / width), round((event.clientY - top) / height)];
   };
   const place = (point) => shapes.addPoint(point, (first) => near(point, first, size));
-  const moveCorner = ({ kind, index, corner }, point) => {
-    const points = draft[kind][index].points.map((old, i) => (i === corner ? point : old));
-    shapes.update(kind, index, { points });
-  };
+  /** `move(point)`: where the corner goes from where it is by then. */
+  const moveCorner = ({ kind, index, corner }, move) => shapes.update(kind, index, ({ points }) => ({
+    points: points.map((point, i) => (i === corner ? move(point) : point)),
+  }));
   const onKeyDown = (event) => {
     if (drawing === null) return;
-    if (event.key in KEYS) setCursor(moved(cursor, event));
-    else if (event.key === "Enter") place(cursor);
+    if (event.key in KEYS) setCursor(moved(at.current, event));
+    else if (event.key === "Enter") place(at.current);
     else if (event.key === "Escape") shapes.cancel();
     else if (event.key === "Backspace") shapes.undoPoint();
     else return;
     event.preventDefault();
   };
   const onPointerMove = (event) => {
-    if (dragged.current !== null) moveCorner(dragged.current, where(event));
-    else if (drawing !== null) setCursor(where(event));
+    const point = where(event);
+    if (dragged.current !== null) moveCorner(dragged.current, () => point);
+    else if (drawing !== null) setCursor(point);
   };
   const pixels = ([x, y]) => [x * size[0], y * size[1]];
   return html`<svg class=${`shape-canvas ${drawing ? "drawing" : ""}`} ref=${svg} viewBox=${`0 0 ${size[0]} ${size[1]}`}
@@ -64,7 +70,7 @@ export function ShapeCanvas({ shapes }) {
         chosen=${selected?.kind === kind && selected.index === index}
         onSelect=${() => drawing === null && shapes.select({ kind, index })}
         onGrab=${(corner) => { dragged.current = { kind, index, corner }; }}
-        onMove=${(corner, point) => moveCorner({ kind, index, corner }, point)} />`))}
+        onMove=${(corner, move) => moveCorner({ kind, index, corner }, move)} />`))}
     ${drawing !== null && html`<g class="draft">
       <polyline points=${[...drawing.points, cursor].map(pixels).join(" ")} />
       ${drawing.points.map((point) => html`<circle r="6" cx=${pixels(point)[0]} cy=${pixels(point)[1]} />`)}
@@ -89,7 +95,7 @@ function Shape({ kind, shape: { name, points }, pixels, chosen, onSelect, onGrab
       onKeyDown=${(event) => {
         if (!(event.key in KEYS)) return;
         event.preventDefault();
-        onMove(corner, moved(points[corner], event));
+        onMove(corner, (point) => moved(point, event));
       }} />`)}
   </g>`;
 }

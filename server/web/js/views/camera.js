@@ -126,6 +126,7 @@ function Overview({ stream: { id, url, status, classes, confidence } }) {
     ["Decoder", status.decoder],
     ["Reconnects", count(status.reconnects)],
     ["Classes", classes?.join(", ")],
+    ["Not known to the model", status.missing_classes?.join(", ")],
     ["Confidence", confidence],
   ];
   return html`

@@ -26,7 +26,7 @@ export function HealthView() {
     setMetrics(text === null ? null : parseMetrics(text));
   }, [role.role]);
   return html`
-    <header class="view-head"><h1>Health</h1></header>
+    <header class="view-head"><h1>Health</h1><span class="spring"></span><a class="button" href="/docs">API</a><a class="button" href="/metrics">Metrics</a></header>
     <div class="cards">
       <${Readiness} ready=${ready} />
       ${metrics && html`<${Engine} metrics=${metrics} />`}

@@ -32,8 +32,12 @@ export function useShapes(stream) {
     if (!changed) setDraft(saved); // changed elsewhere, and not here
     setBase(stamp);
   }, [stamp]);
+  /** `changes`: the fields that change, or what gives them for the shape as it is by then. */
   const update = (kind, index, changes) => setDraft((all) => ({
-    ...all, [kind]: all[kind].map((shape, i) => (i === index ? { ...shape, ...changes } : shape)),
+    ...all,
+    [kind]: all[kind].map((shape, i) => (
+      i === index ? { ...shape, ...(typeof changes === "function" ? changes(shape) : changes) } : shape
+    )),
   }));
   const reset = () => {
     setDraft(saved);
@@ -55,9 +59,9 @@ export function useShapes(stream) {
       if (kind === "lines" && next.points.length === FEWEST.lines) finish(next);
       else draw(next);
     },
-    undoPoint: () => draw({ ...drawing, points: drawing.points.slice(0, -1) }),
+    undoPoint: () => draw({ ...current.current, points: current.current.points.slice(0, -1) }),
     cancel: () => draw(null),
-    finish: () => finish(drawing),
+    finish: () => finish(current.current),
     canFinish: drawing !== null && drawing.points.length >= FEWEST[drawing.kind],
     remove(kind, index) {
       setDraft((all) => ({ ...all, [kind]: all[kind].filter((_, i) => i !== index) }));
