@@ -226,6 +226,25 @@ def test_zones_and_lines_are_drawn_with_the_mouse_and_moved_with_keys(
     wait_for(lambda: server.http.get("/streams/yard").json()["lines"][0]["points"][1] == [0.255, 0.55], 10, "the move")
 
 
+def test_what_happens_in_a_zone_is_seen_with_its_picture(yard: Any, page: Any, server: ServerProcess) -> None:
+    """In the zone that was drawn before."""
+    wait_for(lambda: server.http.get("/events?zone=bench").json()["events"], 20, "an event in the zone")
+    page.goto(f"{page.url.partition('#')[0]}#/events")
+    page.get_by_label("Zone").select_option("bench")
+    expect(page.locator(".events li")).not_to_have_count(0)
+    event = page.locator(".events button").first
+    expect(event).to_contain_text("bench")
+    expect(event.locator("img")).to_have_js_property("complete", True)
+    assert event.locator("img").evaluate("(image) => image.naturalWidth") > 0
+    event.click()
+    expect(page.get_by_role("dialog").get_by_text("entered bench")).to_be_visible()
+    check_accessible(page)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_label("Class").select_option("red")
+    expect(page.get_by_text("No event fits these filters.")).to_be_visible()
+
+
 def _click(page: Any, x: float, y: float) -> None:
     """At a place of the picture, in shares of it."""
     box = page.locator(".shape-canvas").bounding_box()
@@ -249,7 +268,7 @@ def test_settings_are_changed_and_what_is_wrong_stands_at_its_field(
     expect(page.get_by_role("tab", name="Overview")).to_have_attribute("aria-selected", "true")
 
 
-VIEWS = ["cameras", "camera/yard", "models", "health"]
+VIEWS = ["cameras", "camera/yard", "events", "models", "health"]
 
 
 @pytest.mark.parametrize(("theme", "rules"), [("dark", ALL_RULES), ("light", ["color-contrast"])])

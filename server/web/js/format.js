@@ -20,6 +20,8 @@ export function seconds(value) {
 
 export const time = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
+export const clockTime = (iso) => new Date(iso).toLocaleTimeString();
+
 const CODECS = { h264: "H.264", hevc: "H.265", mjpeg: "MJPEG", av1: "AV1" };
 
 /** "H.264, 1920 × 1080, 25 fps", as much of it as is known. */
