@@ -28,14 +28,18 @@ export function LiveBadges({ live }) {
     <span class="badge" title="Detected frames shown a second">${rate(live.rate)}</span>`;
 }
 
-/** Frames that were not detected, and why: from the ledger. `seconds`: how often it is read. */
+/**
+ * Frames that were not detected, and why: from the ledger, read every few seconds. Those above the rate that the owner asked
+ * for (max_fps) are in the ledger, but no loss.
+ */
 export function DropBadge({ id, seconds = 3 }) {
   const ledger = useLedger(id, seconds);
   if (ledger === null) return null;
-  const lost = dropped(ledger);
+  const limited = ledger.dropped.ingest?.rate_limit ?? 0;
+  const lost = dropped(ledger) - limited;
   if (lost === 0) return html`<span class="badge" title="No frame was dropped">0 dropped</span>`;
-  const share = lost / ledger.received;
-  const why = drops(ledger).slice(0, 4).map(({ stage, reason: name, frames }) => `${words(name)} (${stage}): ${count(frames)}`);
+  const share = lost / (ledger.received - limited);
+  const why = drops(ledger).filter(({ reason: name }) => name !== "rate_limit").slice(0, 4).map(({ stage, reason: name, frames }) => `${words(name)} (${stage}): ${count(frames)}`);
   return html`<span class=${`badge ${share > 0.1 ? "warn" : ""}`} data-badge="drops" title=${why.join("\n")}>${count(lost)} dropped</span>`;
 }
 

@@ -24,7 +24,7 @@ export function CamerasView() {
     </header>
     ${streams.length === 0 && html`<${Empty} icon="cameras" title="No cameras yet">
       <p>Add the first one: an RTSP address is all that is needed.</p>${add}</${Empty}>`}
-    <ul class=${`grid ${streams.length === 1 ? "single" : ""}`}>
+    <ul class=${`grid ${streams.length === 1 ? "single" : streams.length <= 4 ? "few" : ""}`}>
       ${streams.map((stream) => html`<li key=${stream.id}><${Tile} stream=${stream} /></li>`)}
     </ul>
     ${adding && html`<${StreamDialog} onClose=${() => setAdding(false)} />`}`;

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { openSocket, server } from "../connection.js";
 import { clockTime, seconds, time } from "../format.js";
 import { html, useEffect, useRef, useState, useStore } from "../lib.js";
-import { Awaited, Dialog, Empty } from "../parts.js";
+import { Awaited, Dialog, Empty, Icon } from "../parts.js";
 
 const PAGE = 48;
 const STRIP = 8;
@@ -129,10 +129,11 @@ function Picture({ event, large = false }) {
   const { id, seq, snapshot } = event;
   return html`<span class=${large ? "event-picture large" : "event-picture"}>
     ${snapshot && html`<img loading="lazy" alt=${`${event.class} on ${event.stream}`} src=${`/events/${id}/snapshot.jpg?seq=${seq}`} />`}
+    ${!snapshot && html`<${Icon} name="photo" />`}
   </span>`;
 }
 
-const lasted = (event) => (Date.parse(event.last_seen) - Date.parse(event.first_seen)) / 1000;
+const lasted = (event) => Math.max(Date.parse(event.last_seen) - Date.parse(event.first_seen), 0) / 1000;
 
 const HAPPENED = {
   new: () => "was seen first",
