@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from server.analytics.event_store import EventStore
@@ -25,6 +25,7 @@ from server.detect import Detected
 from server.engine_room import EngineRoom
 from server.ingest.supervisor import Camera, ProbeResult
 from server.ingest.wire import EncodeRequest
+from server.keeping import kept_running
 from server.metrics import Metrics, StreamCounters
 from server.models.deployment import WorkerFactory
 from server.models.registry import Registry
@@ -95,12 +96,13 @@ class Runtime:
         self.metrics.bind(self)
         await self.roster.restore()
         self._spawn(self.registry.scan())
-        self._spawn(self._tick())
-        self._spawn(self._store_watch.run())
+        self._keep("tick", self._tick)
+        self._keep("store", self._store_watch.run)
         if self._settings.mqtt_url is not None:
-            self._spawn(Mqtt(self._settings, self.journal, lambda: self.streams, clock=self._clock).run())
+            self._keep("mqtt", Mqtt(self._settings, self.journal, lambda: self.streams, clock=self._clock).run)
         for hook in self._settings.webhooks:
-            self._spawn(Hook(hook, self._settings, self.journal, self.metrics, wall_clock=self._wall_clock).run())
+            sender = Hook(hook, self._settings, self.journal, self.metrics, wall_clock=self._wall_clock)
+            self._keep("webhook", sender.run)
 
     async def drain(self) -> None:
         """The first half of `stop`: no new frames, and what is in the house is answered to whoever still listens."""
@@ -126,6 +128,9 @@ class Runtime:
             self.journal.store.limit(settings.events_days * _DAY_S, settings.events_max_mb << 20)
         if not names.isdisjoint(Roster.COPIED):
             self.roster.reconfigure()
+
+    def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._spawn(kept_running(name, run))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
