@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from server_process import ServerProcess
-from test_training_run import BY_HEART, draw_data
+
+if TYPE_CHECKING:
+    from conftest import Learnt
 
 
 @pytest.mark.system
 @pytest.mark.slow
-def test_what_was_learnt_is_served(tmp_path: Path) -> None:
-    data = draw_data(tmp_path / "d", 8)
-    command = [sys.executable, "-m", "yolov9.train", "--data", str(data), "--epochs", "110", "--val-every", "110",
-               "--out", str(tmp_path / "learnt"), *BY_HEART]  # fmt: skip
-    trained = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert trained.returncode == 0, trained.stderr
-    bundle = tmp_path / "learnt" / "bundle"
-    assert f"python -m server --model {bundle}" in trained.stdout
+def test_what_was_learnt_is_served(learnt: Learnt, tmp_path: Path) -> None:
+    data, bundle = learnt.data, learnt.out / "bundle"
+    assert f"python -m server --model {bundle}" in learnt.stdout
     with ServerProcess(bundle, tmp_path / "data") as server:
         picture = (data / "images" / "0.png").read_bytes()
         answer = server.http.post("/detect", content=picture, headers={"Content-Type": "image/png"})
