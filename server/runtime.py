@@ -106,6 +106,7 @@ class Runtime:
 
     async def drain(self) -> None:
         """The first half of `stop`: no new frames, and what is in the house is answered to whoever still listens."""
+        await self.swapper.give_up()
         await self.roster.drain()
 
     async def stop(self) -> None:

@@ -72,8 +72,14 @@ class Swapper:
         self._running: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
 
+    async def give_up(self) -> None:
+        """End a trial. A model that has been switched to is remembered all the same."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+
     async def stop(self) -> None:
-        """Give up what is under way. Workers are ended with the engine room."""
+        """Give up what is under way, the drain of the model before included."""
         tasks = [task for task in (self._running, self._draining) if task is not None]
         for task in tasks:
             task.cancel()

@@ -301,6 +301,15 @@ async def test_the_end_of_the_server_ends_a_trial(house: House) -> None:
     assert worker.stopped
 
 
+async def test_no_model_becomes_active_while_the_server_drains(house: House) -> None:
+    task, worker = await begin(house, "new")
+    await house.runtime.drain()
+    assert task.cancelled()
+    worker.up()
+    await asyncio.sleep(0.05)
+    assert house.runtime.model["name"] == "old"
+
+
 async def test_the_active_model_is_remembered_and_a_broken_store_is_no_reason_to_go_back(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
