@@ -13,8 +13,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.delivery.context import Context
 from server.delivery.feeds import LivePicture, View, Viewer
-from server.delivery.push import EXTENSION, PushProtocol
-from server.delivery.subscriptions import close_websocket, ignore_incoming
+from server.delivery.push import PushProtocol
+from server.delivery.subscriptions import carry, protocol_of
 
 _WIDTHS = (320, 480, 640, 960, 1280, 1920, 2560, 3840)
 """Pixels. Viewers with tiles of any size share these few encodings."""
@@ -31,23 +31,9 @@ async def serve_live(websocket: WebSocket, context: Context, view: View) -> None
     context.check_room()
     with context.feeds.watch(view) as viewer, context.client("live"):
         await websocket.accept()
-        protocol: PushProtocol | None = websocket.scope.get("extensions", {}).get(EXTENSION)
-        incoming = asyncio.create_task(ignore_incoming(websocket))
-        outgoing = asyncio.create_task(_through(websocket, viewer) if protocol is None else _past(protocol, viewer))
-        try:
-            await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
-            closing = incoming.result() if incoming.done() else viewer.closing
-            if closing is not None:
-                await close_websocket(websocket, protocol, closing)
-        finally:
-            if protocol is not None:
-                protocol.on_writable = None
-            incoming.cancel()
-            outgoing.cancel()
-            results = await asyncio.gather(incoming, outgoing, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+        protocol = protocol_of(websocket)
+        sending = _through(websocket, viewer) if protocol is None else _past(protocol, viewer)
+        await carry(websocket, protocol, sending, lambda: viewer.closing)
 
 
 async def _past(protocol: PushProtocol, viewer: Viewer) -> None:

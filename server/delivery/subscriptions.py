@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from typing import Annotated
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Annotated, Any
 
 from fastapi import Depends, Query
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -84,15 +84,31 @@ async def serve_websocket(
 
 
 async def _run(websocket: WebSocket, context: Context, subscriber: Subscriber) -> None:
-    protocol: PushProtocol | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    protocol = protocol_of(websocket)
     sender = _Through(context, subscriber, websocket) if protocol is None else _Past(context, subscriber, protocol)
+    await carry(websocket, protocol, sender.run(), lambda: subscriber.closing)
+
+
+def protocol_of(websocket: WebSocket) -> PushProtocol | None:
+    """The way past ASGI, if there is one."""
+    protocol: PushProtocol | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+    return protocol
+
+
+async def carry(
+    websocket: WebSocket,
+    protocol: PushProtocol | None,
+    sending: Coroutine[Any, Any, None],
+    closing: Callable[[], Closing | None],
+) -> None:
+    """An accepted socket until its client goes or `sending` ends; in the latter case `closing` says with what close."""
     incoming = asyncio.create_task(ignore_incoming(websocket))
-    outgoing = asyncio.create_task(sender.run())
+    outgoing = asyncio.create_task(sending)
     try:
         await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
-        closing = incoming.result() if incoming.done() else subscriber.closing
-        if closing is not None:
-            await close_websocket(websocket, protocol, closing)
+        reason = incoming.result() if incoming.done() else closing()
+        if reason is not None:
+            await close_websocket(websocket, protocol, reason)
     finally:
         if protocol is not None:
             protocol.on_writable = None
